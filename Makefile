@@ -1,0 +1,33 @@
+# make demo, make test: set up .venv when requirements.txt changed, then run. PYTHON chooses the interpreter.
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+READY := $(VENV)/ready
+export GOMP_SPINCOUNT ?= 10000  # see common/__init__.py; the tests import torch first
+
+.PHONY: demo demo-camelyon test lint bench clean
+
+demo: $(READY)
+	$(RUN) experiments/demo.py mnist
+
+demo-camelyon: $(READY)
+	$(RUN) experiments/demo.py camelyon
+
+test: $(READY)
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n 2 --dist loadfile
+
+lint: $(READY)
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+
+bench: $(READY)
+	$(RUN) benchmarks/bench_generator.py
+	$(RUN) benchmarks/bench_extraction.py
+
+$(READY): requirements.txt
+	$(PYTHON) -m venv --clear $(VENV)
+	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	touch $@
+
+clean:
+	rm -rf $(VENV) demo
