@@ -1,0 +1,44 @@
+"""Checkpoints: dicts of tensors and plain types, written atomically, read without running anything in them."""
+
+from pathlib import Path
+
+import torch
+
+from common import first_release
+from common.cli import BadInput
+from common.files import atomic_open
+
+LATEST = "checkpoint.pth"
+BEST = "best_checkpoint.pth"
+
+
+def save(path: Path, content: dict) -> None:
+    """Write tensors and plain types; the file is whole or the previous one."""
+    with atomic_open(path) as file:
+        torch.save(content, file)
+
+
+def load(path: Path) -> dict:
+    """Read what `save` wrote, tensors on the CPU; BadInput names a file that is anything else."""
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise BadInput(f"{path}: no such checkpoint") from None
+    except Exception as error:  # a damaged file fails in many ways, all of them the file's
+        raise BadInput(f"{path}: not a readable checkpoint ({type(error).__name__})") from None
+    if not isinstance(content, dict):
+        raise BadInput(f"{path}: expected a checkpoint, found a {type(content).__name__}")
+    return content
+
+
+def load_any(path: Path) -> tuple[dict, bool]:
+    """Read a best checkpoint of this software or of the first release; also says whether it is the latter."""
+    try:
+        content, old = load(path), False
+    except BadInput:
+        if not Path(path).is_file():
+            raise
+        content, old = first_release.load(path), True
+    if not isinstance(content.get("state_dict"), dict) or not isinstance(content.get("config"), dict):
+        raise BadInput(f"{path}: a checkpoint needs a state_dict and a config, found {', '.join(map(str, content))}")
+    return content, old or "args" not in content

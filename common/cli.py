@@ -1,0 +1,179 @@
+"""What every command shares: flags whose help shows defaults, one-line errors, exit codes, progress."""
+
+import argparse
+import errno
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+OUT_OF_MEMORY_HINT = "lower -b (and raise --delayed_step by the same factor), the canvas or --width"
+
+
+class BadInput(Exception):
+    """The user's input cannot be used. The message is one line naming the flag or file; the exit code is 2."""
+
+    def __init__(self, message):
+        super().__init__(str(message).rsplit("BadInput: ", 1)[-1].strip())  # torch prepends a worker's traceback
+
+
+class Terminated(BaseException):
+    """SIGTERM arrived. Not an Exception, so that only `run` and clean-up code see it."""
+
+
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Adds the default to every flag's help, except where there is none to speak of."""
+
+    def _get_help_string(self, action):
+        if action.default is None or action.default is False or action.required:
+            return action.help
+        return super()._get_help_string(action)
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """argparse with exact flag names, defaults in the help, and errors in one line without the usage block."""
+
+    def __init__(self, **kwargs):
+        super().__init__(formatter_class=HelpFormatter, allow_abbrev=False, **kwargs)
+
+    def error(self, message):
+        self.exit(2, f"{self.prog}: {message}\n")
+
+
+def add_workers_flag(parser, default=None, help="worker processes"):
+    """Declare `--workers`, also known as `--n_workers`, wherever a command uses processes."""
+    cores = os.cpu_count() or 1
+    default = cores if default is None else min(default, cores)
+    parser.add_argument("--workers", "--n_workers", dest="workers", type=natural, default=default, help=help)
+
+
+def natural(text: str) -> int:
+    """Parse an int >= 0 (an argparse type)."""
+    return _bounded(text, 0, "0 or more")
+
+
+def positive(text: str) -> int:
+    """Parse an int >= 1 (an argparse type)."""
+    return _bounded(text, 1, "1 or more")
+
+
+def positive_float(text: str) -> float:
+    """Parse a finite float > 0 (an argparse type)."""
+    value = nonnegative_float(text)
+    if value == 0:
+        raise argparse.ArgumentTypeError(f"expected a number above 0, got {text!r}")
+    return value
+
+
+def nonnegative_float(text: str) -> float:
+    """Parse a finite float >= 0 (an argparse type)."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = float("nan")
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"expected a number of 0 or more, got {text!r}")
+    return value
+
+
+def _bounded(text, low, wording):
+    try:
+        value = int(text)
+    except ValueError:
+        value = low - 1
+    if value < low:
+        raise argparse.ArgumentTypeError(f"expected a whole number of {wording}, got {text!r}")
+    return value
+
+
+def run(main) -> None:
+    """Call main() and exit: 0 or what it returns, 2 bad input, 1 no memory or disk, 130 Ctrl-C, 143 SIGTERM.
+
+    Errors of the user's making are one line on stderr; anything unforeseen keeps its traceback.
+    """
+    signal.signal(signal.SIGTERM, _raise_terminated)
+    try:
+        code = main() or 0
+        sys.stdout.flush()
+    except BadInput as error:
+        code = _complain(error, 2)
+    except KeyboardInterrupt:
+        _leave(_complain("interrupted; the same command continues", 130))
+    except Terminated:
+        _leave(_complain("terminated; the same command continues", 143))
+    except OSError as error:
+        code = _os_error(error)
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        code = _complain(f"out of memory: {OUT_OF_MEMORY_HINT}", 1)
+    sys.exit(code)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether Python, the C library or a CUDA device ran out of memory."""
+    return isinstance(error, MemoryError) or "out of memory" in str(error) or "can't allocate memory" in str(error)
+
+
+def _raise_terminated(signum, frame):
+    raise Terminated
+
+
+def _leave(code):
+    """End at once: loaders torn down by the interpreter would complain about workers that the signal ended too."""
+    for child in multiprocessing.active_children():
+        child.kill()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def _complain(message, code):
+    print(f"{Path(sys.argv[0]).name}: {message}", file=sys.stderr)
+    return code
+
+
+def _os_error(error):
+    """One line for what the file system refuses; an OSError that names no file is a bug and is raised again."""
+    if isinstance(error, BrokenPipeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that the exit flush stays quiet
+        return 1
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return _complain(f"disk full{_where(error)}: free some space, then the same command continues", 1)
+    if error.filename is None:
+        raise error
+    return _complain(f"{error.filename}: {error.strerror}", 2)
+
+
+def _where(error):
+    return f" ({error.filename})" if error.filename else ""
+
+
+def quiet_worker() -> None:
+    """Pool initialiser: Ctrl-C and SIGTERM are the parent's to handle, and a worker does not outlive it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent():
+    multiprocessing.parent_process().join()
+    os._exit(1)
+
+
+def progress(iterable, total: int, desc: str, unit: str = "it"):
+    """Yield from the iterable behind a progress bar on stderr, or a plain line every 30 s when that is no terminal."""
+    if sys.stderr.isatty():
+        from tqdm import tqdm
+
+        yield from tqdm(iterable, total=total, desc=desc, unit=unit, leave=False)
+        return
+    last = time.monotonic()
+    for done, item in enumerate(iterable, 1):
+        yield item
+        if time.monotonic() - last > 30:
+            last = time.monotonic()
+            print(f"{desc}: {done}/{total} {unit}", file=sys.stderr, flush=True)

@@ -1,0 +1,111 @@
+"""Where the arithmetic runs: CPU, one GPU or several processes (torchrun); its precision; its random state."""
+
+import contextlib
+import os
+import random
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from common.cli import BadInput
+
+PRECISIONS = {"float32": None, "tf32": None, "fp16": torch.float16, "bf16": torch.bfloat16}  # autocast type
+
+
+def add_flags(parser) -> None:
+    """Declare `--device` and `--precision`."""
+    parser.add_argument("--device", default="auto", help="auto (a GPU where there is one), cpu, cuda or cuda:N")
+    parser.add_argument(
+        "--precision",
+        choices=PRECISIONS,
+        default="float32",
+        help="float32 computes as the paper did; tf32, fp16 (with loss scaling) and bf16 are faster and less exact",
+    )
+
+
+def select(name: str, precision: str = "float32") -> torch.device:
+    """The device called `name`, with TF32 switched as the precision says; joins the processes torchrun started."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and "LOCAL_RANK" in os.environ:
+        name = f"cuda:{os.environ['LOCAL_RANK']}"
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError):
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):
+        raise BadInput(f"--device {name}: no such device here") from None
+    _set_tf32(precision == "tf32")
+    if "WORLD_SIZE" in os.environ and not dist.is_initialized():
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    return device
+
+
+def _set_tf32(on):
+    """PyTorch computes convolutions in TF32 on a GPU unless told otherwise; 2.9 renamed the switch."""
+    if hasattr(torch.backends.cuda.matmul, "fp32_precision"):
+        torch.backends.cuda.matmul.fp32_precision = "tf32" if on else "ieee"
+        torch.backends.cudnn.conv.fp32_precision = "tf32" if on else "ieee"
+    else:
+        torch.backends.cuda.matmul.allow_tf32 = on
+        torch.backends.cudnn.allow_tf32 = on
+
+
+def autocast(device: torch.device, precision: str):
+    """Context of a forward pass: autocast for fp16 and bf16, nothing for float32 and tf32."""
+    dtype = PRECISIONS[precision]
+    return torch.autocast(device.type, dtype=dtype) if dtype else contextlib.nullcontext()
+
+
+def seed_everything(seed: int, epoch: int = 0, process: int = 0) -> None:
+    """Seed Python, NumPy and torch; each epoch and process has its own state, so that a resumed run draws alike."""
+    entropy = (seed, epoch, process) if process else (seed, epoch)
+    state = int(np.random.SeedSequence(entropy).generate_state(1)[0])
+    random.seed(state)
+    np.random.seed(state)  # noqa: NPY002 (libraries draw from the global state)
+    torch.manual_seed(state)
+
+
+def uses_gpu() -> bool:
+    """Whether batches go through pinned memory to a GPU."""
+    return torch.cuda.is_available()
+
+
+def rank() -> int:
+    """This process among those torchrun started; 0 writes the files."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    """How many processes train together."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def sum_over_processes(tensors: list[torch.Tensor]) -> None:
+    """Replace each tensor by its sum over all processes, in one message."""
+    if world_size() == 1:
+        return
+    flat = torch.cat([t.flatten() for t in tensors])
+    dist.all_reduce(flat)
+    for tensor, total in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
+        tensor.copy_(total.view_as(tensor))
+
+
+def copy_from_first(tensors) -> None:
+    """Give every process the first one's values."""
+    if world_size() > 1:
+        for tensor in tensors:
+            dist.broadcast(tensor, 0)
+
+
+def gather_arrays(array: np.ndarray) -> np.ndarray:
+    """Concatenate every process's array along the first axis; all processes get the result."""
+    if world_size() == 1:
+        return array
+    parts = [None] * world_size()
+    dist.all_gather_object(parts, array)
+    return np.concatenate(parts)

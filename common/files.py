@@ -1,0 +1,60 @@
+"""Files that are either whole or absent: written under a temporary name, synced, then renamed."""
+
+import contextlib
+import json
+import os
+import tempfile
+from pathlib import Path
+
+from common.cli import BadInput
+
+
+@contextlib.contextmanager
+def atomic_open(path: Path, mode: str = "wb"):
+    """Open a file that appears at `path` only when the block ends without an error.
+
+    The temporary name is fixed (`.{name}.part`), so that an interrupted run leaves one file at most, which
+    the next run overwrites. Two writers of one path are the caller's to prevent.
+    """
+    path = Path(path)
+    part = path.with_name(f".{path.name}.part")
+    try:
+        with part.open(mode) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, content: dict) -> None:
+    """Write a JSON object atomically; paths are written as text."""
+    with atomic_open(path, "w") as file:
+        json.dump(content, file, indent=1, default=str)
+        file.write("\n")
+
+
+def read_json(path: Path) -> dict:
+    """Read a JSON object; BadInput names a file that is missing or holds anything else."""
+    try:
+        content = json.loads(Path(path).read_text())
+    except FileNotFoundError:
+        raise BadInput(f"{path}: no such file") from None
+    except ValueError:
+        raise BadInput(f"{path}: not a JSON file") from None
+    if not isinstance(content, dict):
+        raise BadInput(f"{path}: expected a JSON object")
+    return content
+
+
+def make_folder(path: Path) -> Path:
+    """Create the folder (parents too) and prove that it can be written; BadInput names it otherwise."""
+    path = Path(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=path).close()
+    except OSError as error:
+        raise BadInput(f"{path}: cannot write to this folder: {error.strerror}") from None
+    return path

@@ -1,0 +1,61 @@
+"""Classification and localisation scores: pure functions of arrays."""
+
+import numpy as np
+
+
+def confusion(labels: np.ndarray, predictions: np.ndarray) -> tuple[int, int, int, int]:
+    """True positives, false positives, false negatives, true negatives of two 0/1 arrays."""
+    labels, predictions = np.asarray(labels, bool), np.asarray(predictions, bool)
+    return (
+        int((labels & predictions).sum()),
+        int((~labels & predictions).sum()),
+        int((labels & ~predictions).sum()),
+        int((~labels & ~predictions).sum()),
+    )
+
+
+def rates(tp: int, fp: int, fn: int, tn: int) -> dict[str, float]:
+    """Accuracy, precision and recall from confusion counts; 0 where nothing was predicted or present."""
+    total = tp + fp + fn + tn
+    return {
+        "acc": (tp + tn) / total if total else 0.0,
+        "prec": tp / (tp + fp) if tp + fp else 0.0,
+        "recall": tp / (tp + fn) if tp + fn else 0.0,
+    }
+
+
+def classification(labels: np.ndarray, scores: np.ndarray) -> dict[str, float]:
+    """Accuracy, precision, recall, ROC AUC and average precision.
+
+    Args:
+        labels: (N,) 0/1.
+        scores: (N,) logit of class 1 minus that of class 0; above 0 predicts class 1.
+    AUC and AP are NaN when only one class is present.
+    """
+    from sklearn.metrics import average_precision_score, roc_auc_score
+
+    result = rates(*confusion(labels, scores > 0))
+    both = 0 < np.sum(labels) < len(labels)
+    result["auc"] = float(roc_auc_score(labels, scores)) if both else float("nan")
+    result["ap"] = float(average_precision_score(labels, scores)) if both else float("nan")
+    return result
+
+
+def localization_ap(hits: np.ndarray, confidences: np.ndarray, positives: int) -> float:
+    """Average precision of one detection per image.
+
+    Sum over detections by falling confidence of (R_n - R_{n-1}) P_n, without interpolation and with ties as one
+    step; R = hits / positives, so that a positive whose detection misses stays a false negative.
+
+    Args:
+        hits: (N,) whether the detection lies on the object; never true for an image without one.
+        confidences: (N,) finite.
+        positives: images that hold an object.
+    Source: the paper, section C.4.
+    """
+    from sklearn.metrics import average_precision_score
+
+    found = int(np.sum(hits))
+    if found == 0:
+        return 0.0
+    return float(average_precision_score(hits, confidences)) * found / positives

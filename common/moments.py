@@ -1,0 +1,26 @@
+"""Running moments of gradients."""
+
+import torch
+from torch import Tensor, nn
+
+
+class GradientVariance:
+    """Variance over optimiser steps of each parameter's gradient (Welford's method)."""
+
+    def __init__(self, model: nn.Module):
+        self.parameters = dict(model.named_parameters())
+        self.mean = {name: torch.zeros_like(p) for name, p in self.parameters.items()}
+        self.squares = {name: torch.zeros_like(p) for name, p in self.parameters.items()}
+        self.steps = 0
+
+    def add(self) -> None:
+        """Count the present gradients as one step."""
+        self.steps += 1
+        for name, p in self.parameters.items():
+            deviation = p.grad - self.mean[name]
+            self.mean[name] += deviation / self.steps
+            self.squares[name] += deviation * (p.grad - self.mean[name])
+
+    def values(self) -> list[tuple[str, Tensor]]:
+        """(name, variance) of every parameter; zero after a single step."""
+        return [(name, squares / max(1, self.steps - 1)) for name, squares in self.squares.items()]

@@ -1,0 +1,80 @@
+"""Pictures for people: saliency overlays and contact sheets."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from common.files import atomic_open
+
+NEEDLE, LESION, EXAMPLE = (70, 130, 255), (0, 200, 0), (230, 30, 30)  # outline colours: blue, green, red
+
+
+@dataclass
+class Panel:
+    """One picture of a sheet: (H, W) or (H, W, 3) in [0, 1]; boxes are (y0, x0, y1, x1), masks bool (H, W)."""
+
+    image: np.ndarray
+    title: str = ""
+    boxes: list = field(default_factory=list)
+    mask: np.ndarray | None = None
+    color: tuple = EXAMPLE
+
+
+def rgb(image: np.ndarray) -> np.ndarray:
+    """(H, W) or (H, W, 3) in [0, 1] -> (H, W, 3) uint8."""
+    image = np.repeat(image[..., None], 3, axis=2) if image.ndim == 2 else image
+    return (np.clip(image, 0, 1) * 255).round().astype(np.uint8)
+
+
+def blend_saliency(image: np.ndarray, saliency: np.ndarray) -> np.ndarray:
+    """Lay saliency (H, W), scaled to [0, 1] by its maximum, in red over an image in [0, 1]: (H, W, 3)."""
+    weight = (saliency / max(saliency.max(), 1e-30))[..., None]
+    base = rgb(image) / 255
+    return base * (1 - weight) + np.array([1.0, 0.0, 0.0]) * weight
+
+
+def draw(panel: Panel) -> np.ndarray:
+    """The panel's picture with its outlines just outside what they enclose, wider in larger ones: (H, W, 3) uint8."""
+    from scipy.ndimage import binary_dilation
+    from skimage.segmentation import find_boundaries
+
+    picture = rgb(panel.image)
+    inside = np.zeros(picture.shape[:2], bool) if panel.mask is None else panel.mask.copy()
+    for y0, x0, y1, x1 in panel.boxes:
+        inside[round(y0) : round(y1), round(x0) : round(x1)] = True
+    outline = find_boundaries(inside, mode="outer")
+    if len(outline) >= 512:
+        outline = binary_dilation(outline, iterations=len(outline) // 256) & ~inside
+    picture[outline] = panel.color
+    return picture
+
+
+def write_png(path: Path, picture: np.ndarray) -> None:
+    """Write (H, W, 3) uint8."""
+    import imageio.v3 as imageio
+
+    with atomic_open(path) as file:
+        imageio.imwrite(file, picture, extension=".png")
+
+
+def contact_sheet(path: Path, rows: list[list[Panel]], row_titles: list[str] | None = None) -> None:
+    """Write a sheet of panels as PNG, one line of panels a row, every panel at the same size under its title."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    columns = max(1, *(len(row) for row in rows))
+    figure = Figure(figsize=(1.9 * columns + 0.4, 2.1 * len(rows)), dpi=110, layout="constrained")
+    axes = figure.subplots(len(rows), columns, squeeze=False)
+    for r, row in enumerate(rows):
+        for axis, panel in zip(axes[r], row, strict=False):
+            axis.imshow(draw(panel), interpolation="nearest")
+            axis.set_title(panel.title, fontsize=8)
+        for axis in axes[r]:
+            axis.set_xticks([]), axis.set_yticks([])
+        for axis in axes[r][len(row) :]:
+            axis.set_frame_on(False)
+        if row_titles:
+            axes[r][0].set_ylabel(row_titles[r], fontsize=8)
+    with atomic_open(path) as file:
+        FigureCanvasAgg(figure).print_png(file)

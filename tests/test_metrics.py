@@ -1,0 +1,48 @@
+import numpy as np
+import pytest
+
+from common import metrics
+
+
+def test_confusion_and_rates_of_a_hand_counted_case():
+    counts = metrics.confusion([1, 1, 1, 0, 0, 0, 0], [1, 1, 0, 1, 0, 0, 0])
+    assert counts == (2, 1, 1, 3)
+    assert metrics.rates(*counts) == {"acc": 5 / 7, "prec": 2 / 3, "recall": 2 / 3}
+
+
+def test_rates_are_zero_where_nothing_was_predicted():
+    assert metrics.rates(0, 0, 3, 1) == {"acc": 0.25, "prec": 0.0, "recall": 0.0}
+
+
+def test_perfect_and_reversed_scores():
+    labels = np.array([1, 0, 1, 0])
+    assert metrics.classification(labels, np.array([2.0, -1.0, 1.0, -3.0]))["auc"] == 1
+    reversed_scores = metrics.classification(labels, np.array([-2.0, 1.0, -1.0, 3.0]))
+    assert (reversed_scores["auc"], reversed_scores["acc"]) == (0, 0)
+
+
+def test_one_class_has_no_auc():
+    scores = metrics.classification(np.array([1, 1]), np.array([0.5, -0.5]))
+    assert np.isnan(scores["auc"])
+    assert scores["acc"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("hits", "confidences", "positives", "expected"),
+    [
+        # all found, ranked first
+        ([1, 1, 0, 0], [4, 3, 2, 1], 2, 1.0),
+        # hit, miss, hit of two positives: 1/2 * 1/1 + 1/2 * 2/3
+        ([1, 0, 1], [3, 2, 1], 2, 1 / 2 + 1 / 3),
+        # one of three positives missed its needle: recall ends at 2/3
+        ([1, 0, 1], [3, 2, 1], 3, (1 / 3) * 1 + (1 / 3) * (2 / 3)),
+        # a tie is one step: both counted at precision 1/2
+        ([1, 0], [1, 1], 1, 1 / 2),
+        # tie of three with two hits, then a miss
+        ([1, 1, 0, 0], [2, 2, 2, 1], 2, 2 / 3),
+        ([0, 0], [2, 1], 1, 0.0),
+    ],
+)
+def test_localization_ap_of_hand_computed_cases(hits, confidences, positives, expected):
+    found = metrics.localization_ap(np.array(hits), np.array(confidences, float), positives)
+    assert found == pytest.approx(expected)
