@@ -1,0 +1,145 @@
+"""A data set on disk: args.json (what it is), {split}.csv, canvases {split}_{i}.npz. Every file is whole or absent.
+
+An interrupted command continues when it is given again: args.json is written first and a split's CSV after the
+split's canvases, so test.csv comes last. No file depends on the number of workers, the time or the place.
+"""
+
+import functools
+import io
+import multiprocessing
+import os
+import shutil
+import zipfile
+from pathlib import Path
+
+import numpy as np
+
+from common import cli
+from common.cli import BadInput
+from common.files import atomic_open, make_folder, read_json, write_json
+
+SPLITS = ("train", "val", "test")
+CHUNK = 32  # canvases a worker writes between two reports
+
+
+def claim(out: Path, settings: dict) -> bool:
+    """Make `out` the folder of the data set that the settings (flag name -> value) describe.
+
+    Returns whether it is complete already. Errors: BadInput names the flags in which what is there differs.
+    """
+    make_folder(out)
+    if (out / "args.json").exists():
+        there = read_json(out / "args.json")
+        if there.get("generator") != settings["generator"]:
+            raise BadInput(f"--out {out}: holds a data set of another kind ({there.get('generator')})")
+        names = [name for name in settings | there if settings.get(name) != there.get(name)]
+        if names:
+            found = ", ".join(f"--{name} {there.get(name)} (now {settings.get(name)})" for name in names)
+            raise BadInput(f"--out {out}: holds a data set with other settings: {found}")
+    elif any((out / f"{split}.csv").exists() for split in SPLITS):
+        raise BadInput(f"--out {out}: holds a data set without args.json; choose another folder")
+    else:
+        write_json(out / "args.json", settings)
+    return (out / "test.csv").exists()
+
+
+def canvas_name(split: str, i: int) -> str:
+    """File name of image i of a split, also its identifier where no file is written."""
+    return f"{split}_{i}.npz"
+
+
+def write_split(out: Path, split: str, source, npz: bool, workers: int, positions: np.ndarray | None = None) -> None:
+    """Write a split's canvases (if npz) and then its CSV, which marks the split as complete. Labels are 1, 0, 1, ...
+
+    Args:
+        source: has `len` and `arrays(i)`, the tuple of arrays in the file of image i; picklable.
+        positions: (N, 2) top-left (y, x) of the needle in px, written for label 1 only; without it, no such columns.
+    """
+    if (out / f"{split}.csv").exists():
+        return
+    if npz:
+        _write_canvases(out, split, source, workers)
+        os.sync()  # they are renamed into place but not synced one by one
+    lines = ["img_path,label" if positions is None else "img_path,label,needle_y,needle_x"]
+    for i in range(len(source)):
+        line = f"{canvas_name(split, i)},{1 - i % 2}"
+        if positions is not None:
+            line += ",," if i % 2 else ",{:g},{:g}".format(*positions[i])
+        lines.append(line)
+    with atomic_open(out / f"{split}.csv", "w") as file:
+        file.write("\n".join(lines) + "\n")
+
+
+def check_space(out: Path, needed: int) -> None:
+    """Raise BadInput when the disk lacks the `needed` bytes, less what `out` holds already of them."""
+    needed -= sum(file.stat().st_size for file in make_folder(out).rglob("*"))
+    free = shutil.disk_usage(out).free
+    if free < needed:
+        raise BadInput(f"--out {out}: {free / 1e9:.1f} GB free, expected at least {needed / 1e9:.1f} GB")
+
+
+def _write_canvases(out, split, source, workers):
+    """Write every canvas of the source that `out` does not hold whole."""
+    starts = range(0, len(source), CHUNK)
+    write = functools.partial(_write_chunk, out, split, source)
+    if workers > 1:
+        with multiprocessing.Pool(workers, initializer=cli.quiet_worker) as pool:
+            _report(pool.imap_unordered(write, starts), len(source), split)
+            pool.close()  # lets workers end by themselves; leaving the block would kill one that is being forked
+            pool.join()
+    else:
+        _report(map(write, starts), len(source), split)
+
+
+def _report(chunks, total, split):
+    for _ in cli.progress((image for written in chunks for image in range(written)), total, split, "images"):
+        pass
+
+
+def _write_chunk(out, split, source, start):
+    """Write the canvases start ... start + CHUNK - 1; returns how many there are."""
+    indices = range(start, min(start + CHUNK, len(source)))
+    for i in indices:
+        path = out / canvas_name(split, i)
+        if not (path.exists() and _is_whole(path)):
+            save_npz(path, source.arrays(i))
+    return len(indices)
+
+
+def _is_whole(path):
+    """Whether every member's checksum holds; a power cut may leave a renamed file without its content."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.testzip() is None
+    except Exception:  # damaged archives fail in many ways
+        return False
+
+
+def save_npz(path: Path, arrays: tuple) -> None:
+    """Write arr_0, arr_1, ... as NumPy does, but dated 1980, so that equal arrays are equal bytes.
+
+    Bytes are deflated at the quickest level, half the work of NumPy's; floats are noise and stored.
+    """
+    part = path.with_name(f".{path.name}.part")  # one name per canvas: a resumed run overwrites it
+    with zipfile.ZipFile(part, "w") as archive:
+        for number, array in enumerate(arrays):
+            member, npy = zipfile.ZipInfo(f"arr_{number}.npy"), io.BytesIO()
+            np.lib.format.write_array(npy, array, allow_pickle=False)
+            kind = zipfile.ZIP_DEFLATED if array.dtype == np.uint8 else zipfile.ZIP_STORED
+            archive.writestr(member, npy.getvalue(), kind, compresslevel=1)
+    part.replace(path)
+
+
+def load_npz(path: Path) -> np.ndarray:
+    """Read arr_0 (H, W), never unpickling anything; BadInput names a file that is missing or damaged."""
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            canvas = archive["arr_0"]
+    except MemoryError:
+        raise
+    except Exception as error:  # damaged archives fail in many ways
+        reason = getattr(error, "strerror", None) or "damaged, expected a canvas written by generate_data.py"
+        raise BadInput(f"{path}: {reason}") from None
+    if canvas.ndim != 2 or canvas.dtype.kind not in "uf":
+        raise BadInput(f"{path}: {canvas.dtype} array of shape {canvas.shape}, expected a canvas (H, W)")
+    return canvas

@@ -1,0 +1,154 @@
+"""Write an nMNIST data set: generate_data.py --canvas 256 --patch-size 64 --out nmnist_256 --mnist MNIST_DIR
+
+Every positive image shows one needle digit among clutter digits, every negative image clutter only (paper, appendix
+A.1). The same flags give the same bytes, whatever --workers is; an interrupted run continues with the same command.
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import hashlib
+
+import numpy as np
+
+from common import cli
+from common.cli import BadInput
+from data.cluttered_mnist import digits, folder, placements, recipe, render
+
+EXAMPLES = 4  # columns of the example sheet
+
+
+def parse_args(argv=None):
+    parser = cli.ArgumentParser(description=__doc__)
+    add = parser.add_argument
+    add("-o", "--out", type=Path, required=True, help="folder to write")
+    add(
+        "-m",
+        "--mnist",
+        default=digits.default_source(),
+        help="folder of the four MNIST files, downloaded if absent, or 'digits': 1,797 digits of scikit-learn, offline;"
+        " without the flag $MNIST_DIR counts",
+    )
+    add("--type", choices=("detection", "test"), default="detection", help="data set, or one example PNG")
+    add("--canvas", type=cli.positive, default=2048, help="rows and columns of an image in px")
+    add("--digit", type=int, choices=range(10), default=3, metavar="0..9", help="class of the needle")
+    add(
+        "--distortion-num",
+        type=cli.natural,
+        help="clutter digits on a positive, negatives have one more (default: 25 (canvas / 256)^2, at least 2)",
+    )
+    add("--distortion-scale", type=cli.positive_float, default=1.0, help="zoom factor of every clutter digit")
+    add("--patch-size", type=cli.natural, default=0, help="px of a grid, the needle lies in one cell; 0: anywhere")
+    add("--center-patch", action="store_true", help="needle in the middle cell of the grid of --patch-size")
+    add(
+        "--distortion-location",
+        type=int,
+        default=-1,
+        help="without --patch-size: the needle's top-left lies below this px, down and right; -1: anywhere",
+    )
+    add("-s", "--scale", type=cli.positive_float, default=1.0, help="zoom factor of the finished image")
+    add(
+        "--duplicates",
+        type=cli.positive,
+        default=2,
+        help="images of each needle digit; training uses 11,276 images by default",
+    )
+    add("--seed", type=cli.natural, default=1234, help="of the one random stream, below 2^32")
+    add("--format", choices=("npz", "none"), default="npz", help="write images, or only the recipe they follow from")
+    add("--digit-clutter", action="store_true", help="without effect: clutter is always digits")
+    cli.add_workers_flag(parser)
+    return parser.parse_args(argv)
+
+
+def main(argv=None):
+    args = parse_args(argv)
+    layout = make_layout(args)
+    splits = digits.load(args.mnist)
+    if args.type == "test":
+        return write_example(args, layout, splits["train"])
+    counts = count_images(splits, args)
+    check_space(args, layout, sum(counts.values()))
+    settings = settings_of(args, layout, splits)
+    if folder.claim(args.out, settings):
+        print(f"{args.out}: complete already, nothing to do")
+    else:
+        write_data_set(args, layout, splits, settings)
+    print(
+        f"{args.out}: {', '.join(f'{split} {count:,}' for split, count in counts.items())} images of {args.canvas} px"
+    )
+    print(f"O2I {100 * (digits.SIDE / args.canvas) ** 2:.3g} %, {layout.clutter} clutter digits, one more on negatives")
+    print(f"next: python train_mnist.py --data_path {args.out} --logdir runs/{args.out.resolve().name}")
+
+
+def make_layout(args) -> placements.Layout:
+    """The flags on placement, checked."""
+    if args.seed >= 2**32:
+        raise BadInput(f"--seed {args.seed}: expected less than 2^32")
+    if render.zoomed_side(args.canvas, args.scale) < 1:
+        raise BadInput(f"--scale {args.scale}: nothing is left of --canvas {args.canvas}")
+    clutter = placements.default_clutter(args.canvas) if args.distortion_num is None else args.distortion_num
+    side = render.zoomed_side(digits.SIDE, args.distortion_scale)
+    return placements.Layout(
+        args.canvas, clutter, args.patch_size, args.center_patch, args.distortion_location, clutter_side=side
+    )
+
+
+def count_images(splits: dict, args) -> dict[str, int]:
+    """Images per split: two per needle digit and pass; BadInput when there is no needle digit."""
+    counts = {split: 2 * args.duplicates * int((labels == args.digit).sum()) for split, (_, labels) in splits.items()}
+    if 0 in counts.values():
+        raise BadInput(f"--digit {args.digit}: a split of --mnist {args.mnist} has none: {counts}")
+    return counts
+
+
+def settings_of(args, layout: placements.Layout, splits: dict) -> dict:
+    """Flag -> value for all that decides a byte of the data set; MNIST enters by content."""
+    content = hashlib.sha256()
+    for images, labels in splits.values():
+        content.update(images.tobytes() + labels.tobytes())
+    names = "canvas digit distortion_scale patch_size center_patch distortion_location scale duplicates seed format"
+    values = {name.replace("_", "-"): getattr(args, name) for name in names.split()}
+    return {"generator": "nmnist", "distortion-num": layout.clutter, "mnist": content.hexdigest()[:16]} | values
+
+
+def check_space(args, layout: placements.Layout, images: int) -> None:
+    """Raise BadInput when the data set, by a low estimate of its size, does not fit on the disk of args.out."""
+    needed = images * layout.clutter * 6
+    if args.format == "npz":
+        needed += images * (layout.clutter * 120 + args.canvas**2 // 1000) * min(1, args.scale) ** 2
+    folder.check_space(args.out, int(needed))
+
+
+def write_data_set(args, layout: placements.Layout, splits: dict, settings: dict) -> None:
+    """Write recipe, images and CSVs into args.out, continuing where an earlier run stopped."""
+    recipe.write(args.out, splits, layout, args.digit, args.duplicates, args.seed)
+    for split in splits:
+        source = recipe.Recipe(args.out, split, settings)
+        positions = source.part("needle")[:, 1:] * args.scale
+        folder.write_split(args.out, split, source, args.format == "npz", args.workers, positions)
+
+
+def write_example(args, layout: placements.Layout, train: digits.Digits) -> None:
+    """Write example.png: positives on top with the needle outlined in red, negatives below (paper, figure 10)."""
+    from common.files import make_folder
+    from common.pictures import Panel, contact_sheet
+
+    needles, pool = train.images[train.labels == args.digit], train.images[train.labels != args.digit]
+    rows = [[], []]
+    draws = placements.draw_split(np.random.RandomState(args.seed), layout, len(pool), 2 * EXAMPLES)
+    for i, (y, x, clutter) in enumerate(draws):
+        layers = [(render.zoom_stack(pool[clutter[:, 0]], layout.clutter_side), clutter[:, 1], clutter[:, 2])]
+        if i % 2 == 0:
+            layers.append((needles[[i // 2 % len(needles)]], np.array([y]), np.array([x])))
+        image = render.zoom_uint8(render.compose(layout.canvas, *layers), args.scale) / 255
+        box = tuple(edge * args.scale for edge in (y, x, y + digits.SIDE, x + digits.SIDE))
+        rows[i % 2].append(Panel(image, f"train {i}", [] if i % 2 else [box]))
+    path = make_folder(args.out) / "example.png"
+    contact_sheet(path, rows, [f"digit {args.digit}", "none"])
+    print(f"wrote {path}")
+
+
+if __name__ == "__main__":
+    cli.run(main)

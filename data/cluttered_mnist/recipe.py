@@ -1,0 +1,145 @@
+"""Where canvases come from when no file is read: a recipe on disk, or the seed of Gaussian noise.
+
+A recipe lies in the folder `recipe` of a data set, as plain .npy files that are read memory-mapped, per split:
+    {split}_pool.npy     (P, s, s) uint8, clutter digits in the size in which they are placed
+    {split}_needles.npy  (M, 28, 28) uint8
+    {split}_clutter.npy  (K, 3) uint16 or uint32, rows (pool index, y, x), image after image in the order drawn
+    {split}_offsets.npy  (N + 1,) int64, image i has rows offsets[i] ... offsets[i + 1] - 1
+    {split}_needle.npy   (N, 3) int32, rows (needles index, y, x); negatives have index -1 and a drawn position
+"""
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+
+from common import cli
+from common.cli import BadInput
+from common.files import atomic_open, make_folder
+from data.cluttered_mnist import placements, render
+from data.cluttered_mnist.digits import Digits
+from data.cluttered_mnist.folder import SPLITS
+
+PARTS = ("pool", "needles", "clutter", "offsets", "needle")
+
+
+class Recipe:
+    """The canvases of one split, composed when asked for. Cheap to pickle: the files are opened again.
+
+    Args:
+        folder: the data set's folder. settings: its args.json.
+    """
+
+    def __init__(self, folder: Path, split: str, settings: dict):
+        self.folder, self.split = Path(folder) / "recipe", split
+        self.canvas_side, self.patch_size, self.scale = (settings[name] for name in ("canvas", "patch-size", "scale"))
+        self._files = {}
+
+    @staticmethod
+    def exists(folder: Path) -> bool:
+        """Whether a data set's folder holds the recipe of all splits."""
+        return all((Path(folder) / "recipe" / f"{split}_{part}.npy").exists() for split in SPLITS for part in PARTS)
+
+    def __getstate__(self):
+        return self.__dict__ | {"_files": {}}
+
+    def part(self, name: str) -> np.ndarray:
+        """One of the arrays above, memory-mapped; BadInput names a file that is missing or damaged."""
+        if name not in self._files:
+            path = self.folder / f"{self.split}_{name}.npy"
+            try:
+                self._files[name] = np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
+            except (OSError, ValueError, EOFError):
+                raise BadInput(f"{path}: missing or damaged, expected a recipe written by generate_data.py") from None
+        return self._files[name]
+
+    def __len__(self):
+        return len(self.part("needle"))
+
+    def layers(self, i: int) -> list[tuple]:
+        """Digits of image i for `render.compose`: the clutter, then the needle if there is one."""
+        start, stop = self.part("offsets")[i : i + 2]
+        clutter = self.part("clutter")[start:stop]
+        digits = [(self.part("pool")[clutter[:, 0]], clutter[:, 1], clutter[:, 2])]
+        needle = self.part("needle")[i : i + 1]
+        if needle[0, 0] >= 0:
+            digits.append((self.part("needles")[needle[:, 0]], needle[:, 1], needle[:, 2]))
+        return digits
+
+    def canvas(self, i: int) -> np.ndarray:
+        """Image i as its file holds it, (H, W) uint8."""
+        return render.zoom_uint8(render.compose(self.canvas_side, *self.layers(i)), self.scale)
+
+    def arrays(self, i: int) -> tuple:
+        """What the file of image i holds: the canvas and, where needles were drawn on a grid, the patch map."""
+        if self.patch_size == 0:
+            return (self.canvas(i),)
+        index, y, x = self.part("needle")[i].tolist()
+        return self.canvas(i), render.patch_map(self.canvas_side, self.patch_size, (y, x) if index >= 0 else None)
+
+    def digest(self) -> bytes:
+        """SHA-256 over everything that decides the pixels."""
+        digest = hashlib.sha256(f"{self.canvas_side} {self.scale}".encode())
+        for name in PARTS:
+            digest.update(np.ascontiguousarray(self.part(name)).data)
+        return digest.digest()
+
+
+class Noise:
+    """The canvases of one split of Gaussian noise: image i is drawn from (seed, split, i), N(0, 1), float32."""
+
+    def __init__(self, split: str, settings: dict):
+        self.canvas_side, self.seed, self.split = settings["canvas"], settings["seed"], split
+        self.images = 2 * settings[f"num_{split}"]
+
+    def __len__(self):
+        return self.images
+
+    def canvas(self, i: int) -> np.ndarray:
+        """Image i, (H, W) float32."""
+        rng = np.random.default_rng((self.seed, SPLITS.index(self.split), i))
+        return rng.standard_normal((self.canvas_side,) * 2, dtype=np.float32)
+
+    def arrays(self, i: int) -> tuple:
+        """What the file of image i holds."""
+        return (self.canvas(i),)
+
+    def digest(self) -> bytes:
+        """SHA-256 over everything that decides the pixels."""
+        return hashlib.sha256(f"noise {self.canvas_side} {self.seed} {self.split} {self.images}".encode()).digest()
+
+
+def write(out: Path, splits: dict[str, Digits], layout: placements.Layout, digit: int, passes: int, seed: int) -> None:
+    """Draw the recipe of every split from one stream and save it, unless it is there.
+
+    Args:
+        digit: class of the needles, each of which stands on one positive per pass. Clutter are the other classes.
+    """
+    if Recipe.exists(out):
+        return
+    folder, rng = make_folder(out / "recipe"), np.random.RandomState(seed)
+    for split, (images, labels) in splits.items():
+        needles, pool = images[labels == digit], images[labels != digit]
+        number = 2 * passes * len(needles)
+        draws = placements.draw_split(rng, layout, len(pool), number)
+        draws = cli.progress(draws, number, f"placing {split}", "images")
+        offsets = np.append(0, np.cumsum(layout.clutter + np.arange(number) % 2))  # one digit more on negatives
+        with atomic_open(folder / f"{split}_clutter.npy") as file:
+            dtype = np.uint16 if max(len(pool), layout.canvas) <= 2**16 else np.uint32
+            needle = _save_clutter(file, draws, int(offsets[-1]), dtype)
+        needle[::2, 0] = np.arange(number // 2) % len(needles)
+        pool = render.zoom_stack(pool, layout.clutter_side)
+        for name, array in (("pool", pool), ("needles", needles), ("offsets", offsets), ("needle", needle)):
+            with atomic_open(folder / f"{split}_{name}.npy") as file:
+                np.save(file, array, allow_pickle=False)
+
+
+def _save_clutter(file, draws, rows, dtype):
+    """Write the clutter (rows, 3) as it is drawn, so that memory stays small; returns the needles, index -1."""
+    header = {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": (rows, 3)}
+    np.lib.format.write_array_header_1_0(file, header)
+    needle = []
+    for y, x, clutter in draws:
+        file.write(clutter.astype(dtype).tobytes())
+        needle.append((-1, y, x))
+    return np.array(needle, np.int32)

@@ -1,0 +1,105 @@
+"""MNIST files are read as they are or refused by name; the offline digits look like MNIST."""
+
+import gzip
+import struct
+
+import numpy as np
+import pytest
+import torch
+
+from common.cli import BadInput
+from data.cluttered_mnist import digits
+
+TRAIN, TEST = 5010, 20  # images of the small stand-in
+
+
+def idx(array):
+    return struct.pack(">4B", 0, 0, 8, array.ndim) + struct.pack(f">{array.ndim}I", *array.shape) + array.tobytes()
+
+
+def write_mnist(folder, compress=True):
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(0)
+    for (split, kind), name in digits.FILES.items():
+        n = TRAIN if split == "train" else TEST
+        array = (
+            rng.integers(0, 256, (n, 28, 28), np.uint8) if kind == "images" else (np.arange(n) % 10).astype(np.uint8)
+        )
+        (folder / (name + ".gz" * compress)).write_bytes(gzip.compress(idx(array), 1) if compress else idx(array))
+
+
+def test_real_mnist_has_the_papers_counts(mnist_dir):
+    splits = digits.load(str(mnist_dir))
+    assert {split: len(labels) for split, (_, labels) in splits.items()} == {"train": 55000, "val": 5000, "test": 10000}
+    assert [int((labels == 3).sum()) for _, labels in splits.values()] == [5638, 493, 1010]
+
+
+def test_gzipped_and_plain_files_read_alike_also_below_mnist_raw(tmp_path):
+    write_mnist(tmp_path / "gz")
+    write_mnist(tmp_path / "plain/MNIST/raw", compress=False)
+    for first, second in zip(
+        digits.load(tmp_path / "gz").values(), digits.load(tmp_path / "plain").values(), strict=True
+    ):
+        np.testing.assert_array_equal(first.images, second.images)
+        np.testing.assert_array_equal(first.labels, second.labels)
+
+
+def test_first_5000_training_images_are_the_validation_split(tmp_path):
+    write_mnist(tmp_path)
+    whole = gzip.decompress((tmp_path / "train-images-idx3-ubyte.gz").read_bytes())[16:]
+    splits = digits.load(tmp_path)
+    assert splits["val"].images.tobytes() + splits["train"].images.tobytes() == whole
+    assert len(splits["val"].images) == 5000
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("train-images-idx3-ubyte.gz", gzip.compress(b"x" * 1000)[:-20], "damaged gzip"),
+        ("train-images-idx3-ubyte.gz", b"<html>not found</html>", "damaged gzip"),
+        ("train-labels-idx1-ubyte.gz", gzip.compress(b"<html>not found</html>"), "not an IDX file"),
+        ("t10k-images-idx3-ubyte.gz", gzip.compress(idx(np.zeros((20, 28, 28), np.uint8))[:-1]), "header announces"),
+        ("t10k-images-idx3-ubyte.gz", gzip.compress(idx(np.zeros((20, 8, 8), np.uint8))), "8x8 px"),
+        ("t10k-labels-idx1-ubyte.gz", gzip.compress(idx(np.zeros(19, np.uint8))), "19 labels for the 20 images"),
+        ("t10k-labels-idx1-ubyte.gz", gzip.compress(idx(np.full(20, 11, np.uint8))), "label 11"),
+    ],
+    ids=lambda value: "" if isinstance(value, bytes) else value,  # gzip's bytes hold the time
+)
+def test_damaged_files_are_named(tmp_path, name, content, message):
+    write_mnist(tmp_path)
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(BadInput, match=f"{name}.*{message}"):
+        digits.load(tmp_path)
+
+
+def test_failed_download_names_the_four_files_and_leaves_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(digits, "DOWNLOAD_SECONDS", 0.05)
+    with pytest.raises(BadInput) as error:
+        digits.load(tmp_path / "mnist")
+    assert all(f"{name}.gz" in str(error.value) for name in digits.FILES.values())
+    assert list((tmp_path / "mnist").iterdir()) == []
+
+
+def test_downloaded_files_stay_for_the_next_time(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        digits.subprocess, "run", lambda command, **_: write_mnist(tmp_path / command[-1] / "MNIST/raw")
+    )
+    first = digits.load(tmp_path)
+    monkeypatch.setattr(digits.subprocess, "run", None)
+    assert len(first["train"].labels) == len(digits.load(tmp_path)["train"].labels) == TRAIN - 5000
+
+
+def test_offline_digits_are_split_by_index_and_fill_the_range():
+    splits = digits.load("digits")
+    assert [len(labels) for _, labels in splits.values()] == [1257, 180, 360]
+    for images, labels in splits.values():
+        assert images.shape[1:] == (28, 28) and images.dtype == np.uint8
+        assert set(labels) == set(range(10)) and images.max() > 230 and images.min() == 0
+
+
+def test_offline_digits_are_bilinear_enlargements():
+    from sklearn.datasets import load_digits
+
+    small = torch.from_numpy(load_digits().images[:50])[:, None] * (255 / 16)
+    large = torch.nn.functional.interpolate(small, size=28, mode="bilinear")[:, 0].numpy()
+    np.testing.assert_allclose(digits.load("digits")["train"].images[:50], large, atol=0.51)
