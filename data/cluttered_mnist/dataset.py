@@ -1,0 +1,190 @@
+"""nMNIST and Gaussian noise as torch data sets, from files or from what decides their pixels."""
+
+import hashlib
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from common import cli
+from common.cli import BadInput
+from common.files import read_json
+from data.cluttered_mnist import folder, render
+from data.cluttered_mnist.digits import SIDE
+from data.cluttered_mnist.recipe import Noise, Recipe
+
+
+def add_flags(parser) -> None:
+    """Declare the flags that `load_splits` reads."""
+    parser.add_argument("--data_path", "-d", type=Path, help="folder written by generate_data.py, with train.csv")
+    parser.add_argument(
+        "--data_scaling",
+        type=cli.positive_float,
+        default=1.0,
+        help="zoom every nMNIST image by this factor at reading (cubic spline)",
+    )
+    parser.add_argument(
+        "--source",
+        choices=("auto", "recipe", "files"),
+        default="auto",
+        help="compose nMNIST images from the recipe or read the .npz files, which is equal; auto: the recipe if any",
+    )
+
+
+def load_splits(args, names: Sequence[str] = folder.SPLITS) -> dict[str, "ClutteredMNIST"]:
+    """The splits called for, by name, of args.data_path; BadInput names what is missing or not as expected."""
+    path = args.data_path
+    if path is None:
+        raise BadInput("--data_path: missing, expected a folder written by generate_data.py")
+    settings = read_json(path / "args.json") if (path / "args.json").exists() else {}
+    if "generator" not in settings:
+        settings = {}  # another program's
+    splits = {}
+    for split in names:
+        table = _read_csv(path / f"{split}.csv", unfinished=bool(settings))
+        source, rows = _open_source(path, split, settings, table.img_path.tolist(), args.source)
+        splits[split] = ClutteredMNIST(source, rows, table, SIDE * settings.get("scale", 1), args.data_scaling)
+    return splits
+
+
+class ClutteredMNIST(Dataset):
+    """A split of nMNIST or of noise. Item: image (1, H, W) float32, in [0, 1] unless noise, label 1 = needle.
+
+    Args:
+        source: gives canvas(number) as (H, W) uint8, or floats that are passed on as they are.
+        numbers: (N,) the source's number of each image.
+        table: columns img_path, label, needle_y, needle_x (top-left in px of the canvas, NaN where unknown).
+        needle_side: rows and columns of the needle in px of the canvas.
+        scaling: factor of a cubic-spline zoom at reading.
+    """
+
+    in_channels = 1
+
+    def __init__(self, source, numbers: np.ndarray, table, needle_side: float, scaling: float = 1.0):
+        self.source, self.numbers, self.scaling = source, numbers, scaling
+        self.names = table["img_path"].tolist()
+        self.labels = table["label"].to_numpy(np.int64)
+        self.positions = table[["needle_y", "needle_x"]].to_numpy(np.float64)  # (N, 2)
+        self.needle_side = needle_side
+        if render.zoomed_side(min(source.canvas(numbers[0]).shape), scaling) < 1:
+            raise BadInput(f"--data_scaling {scaling}: nothing is left of the images")
+
+    def __len__(self):
+        return len(self.labels)
+
+    def __getitem__(self, i):
+        canvas = self.source.canvas(self.numbers[i])
+        if self.scaling != 1:
+            canvas = canvas / 255 if canvas.dtype == np.uint8 else canvas
+            canvas = render.zoom(canvas, self.scaling, clip=canvas.min() >= 0)  # noise keeps its tails
+        return _to_float(canvas[None]), int(self.labels[i])
+
+    def __getitems__(self, indices):
+        """The items of one batch, converted together."""
+        if self.scaling != 1:
+            return [self[i] for i in indices]
+        images = _to_float(np.stack([self.source.canvas(self.numbers[i]) for i in indices])[:, None])  # (B, 1, H, W)
+        return list(zip(images, self.labels[indices].tolist(), strict=True))
+
+    @property
+    def has_positions(self) -> bool:
+        """Whether the needles' positions are known."""
+        return bool(np.isfinite(self.positions[self.labels == 1]).any())
+
+    def needle_box(self, i: int) -> tuple[float, float, float, float] | None:
+        """Needle's (y0, x0, y1, x1) in px of the item, ends exclusive; None on negatives and where unknown."""
+        y, x = self.positions[i]
+        if self.labels[i] == 0 or not np.isfinite(y + x):
+            return None
+        return tuple(float(edge * self.scaling) for edge in (y, x, y + self.needle_side, x + self.needle_side))
+
+    def fingerprint(self) -> str:
+        """Hex digest of labels, file names, needle positions and pixels, wherever the folder lies.
+
+        Pixels enter by what decides them (the recipe, the seed of noise), else by the first and last canvas.
+        """
+        digest = hashlib.sha256("\n".join(map(_base_name, self.names)).encode())
+        digest.update(self.labels.tobytes() + self.positions.tobytes() + self.source.digest())
+        return digest.hexdigest()
+
+
+class Files:
+    """Canvases of one split in .npz files; `origin` is the recipe or noise they were written from, if known.
+
+    A file is looked for beside the CSV first, since an absolute path may be of another machine.
+    """
+
+    def __init__(self, path: Path, names: list[str], origin=None):
+        beside = {file.name for file in path.iterdir()}
+        self.paths = [path / (_base_name(name) if _base_name(name) in beside else name) for name in names]
+        missing = [file for file in self.paths if file.name not in beside and not file.is_file()]
+        if missing:
+            raise BadInput(f"{missing[0]}: no such file ({len(missing)} of {len(names)} canvases are missing)")
+        self.origin = origin
+        self.shape = folder.load_npz(self.paths[0]).shape
+
+    def canvas(self, i: int) -> np.ndarray:
+        """Image i, (H, W) uint8 or float; BadInput names a damaged file."""
+        canvas = folder.load_npz(self.paths[i])
+        if canvas.shape != self.shape:
+            raise BadInput(f"{self.paths[i]}: shape {canvas.shape}, the first canvas has {self.shape}")
+        return canvas
+
+    def digest(self) -> bytes:
+        """Digest of the origin, or of the first and last canvas."""
+        if self.origin is not None:
+            return self.origin.digest()
+        return hashlib.sha256(self.canvas(0).tobytes() + self.canvas(-1).tobytes()).digest()
+
+
+def _open_source(path, split, settings, names, wanted):
+    """(source, numbers): what gives the canvases of the named images, and the number of each image in it."""
+    origin = None
+    if settings.get("generator") == "noise":
+        origin = Noise(split, settings)
+    elif settings and Recipe.exists(path):
+        origin = Recipe(path, split, settings)
+    matches = [re.fullmatch(rf"{split}_(\d+)\.npz", _base_name(name)) for name in names]
+    if origin is not None and None not in matches:
+        numbers = np.array([int(match[1]) for match in matches])
+        if wanted != "files" and numbers.max() < len(origin):
+            return origin, numbers
+    if wanted == "recipe":
+        raise BadInput(f"--source recipe: {path} holds no recipe of the images in {split}.csv")
+    return Files(path, names, origin), np.arange(len(names))
+
+
+def _read_csv(path, unfinished):
+    """Table with columns img_path, label (0 or 1), needle_y and needle_x (NaN where unknown)."""
+    import pandas as pd
+
+    if not path.is_file():
+        hint = "unfinished, give the generate command again" if unfinished else "expected a folder written by"
+        raise BadInput(f"{path.parent}: no {path.name}: {hint}{'' if unfinished else ' generate_data.py'}")
+    try:
+        table = pd.read_csv(path, dtype=str)
+    except (ValueError, UnicodeDecodeError) as error:
+        raise BadInput(f"{path}: not a CSV ({str(error).splitlines()[0]})") from None
+    if not {"img_path", "label"} <= set(table.columns) or table.empty:
+        raise BadInput(f"{path}: expected rows of img_path,label, found {len(table)} of {','.join(table.columns)}")
+    table = table.reindex(columns=["img_path", "label", "needle_y", "needle_x"])
+    numbers = table.iloc[:, 1:].apply(pd.to_numeric, errors="coerce")
+    wrong = np.flatnonzero(~numbers["label"].isin((0, 1)) | table["img_path"].isna())
+    if wrong.size:
+        name, label = table.iloc[wrong[0], :2]
+        raise BadInput(f"{path}, line {wrong[0] + 2}: found {name},{label}, expected a file name and label 0 or 1")
+    return table.assign(**numbers)
+
+
+def _base_name(name):
+    """The last part of a path written on any system."""
+    return re.split(r"[/\\]", name)[-1]
+
+
+def _to_float(canvases):
+    """(..., H, W) uint8 scaled to [0, 1], or floats as they are, as a float32 tensor."""
+    tensor = torch.from_numpy(canvases).float()
+    return tensor.div_(255) if canvases.dtype == np.uint8 else tensor

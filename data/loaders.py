@@ -1,0 +1,163 @@
+"""Dataset -> DataLoader: training subset, class balance, the draws of every epoch, batches across processes."""
+
+import argparse
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from common import cli, device
+from common.cli import BadInput
+
+PAPER_TRAIN_SIZE = 11276
+
+
+def add_flags(parser, batch_size: int = 32) -> None:
+    """Declare `-b` and `--workers`."""
+    parser.add_argument("-b", "--batch_size", type=cli.positive, default=batch_size, help="images per batch")
+    cli.add_workers_flag(parser, 4, help="processes that read or render images, 0 = none")
+
+
+def add_balance_flags(parser) -> None:
+    """Declare `--num_examples` and `--data_balance`, which choose the training subset."""
+    parser.add_argument(
+        "--num_examples",
+        type=cli.positive,
+        help=f"training images; fewer multiply epochs and milestones by {PAPER_TRAIN_SIZE} // N "
+        f"(without the flag: {PAPER_TRAIN_SIZE} or all there are, and nothing is multiplied)",
+    )
+    parser.add_argument(
+        "--data_balance", type=_share, help="share of positives among the training images (without the flag: half)"
+    )
+
+
+def _share(text):
+    share = cli.positive_float(text)
+    if share >= 1:
+        raise argparse.ArgumentTypeError(f"expected a share between 0 and 1, got {text!r}")
+    return share
+
+
+def shrinkage(num_examples: int | None) -> int:
+    """Factor on epochs and milestones that gives a small training set as many updates as the paper's."""
+    return 1 if num_examples is None else max(1, PAPER_TRAIN_SIZE // num_examples)
+
+
+def training_subset(labels: np.ndarray, num_examples: int | None, balance: float | None) -> np.ndarray:
+    """Indices (N,) of the first int(balance * N) positives and the first negatives, in file order.
+
+    N is num_examples, or without it the smaller of 11,276 and len(labels); without either, the file's first N
+    images as they come. BadInput when the data hold fewer.
+    """
+    n = min(PAPER_TRAIN_SIZE, len(labels)) if num_examples is None else num_examples
+    if num_examples is None and balance is None:
+        return np.arange(n)
+    balance = 0.5 if balance is None else balance
+    n_positive = int(balance * n)
+    positives, negatives = np.flatnonzero(labels == 1), np.flatnonzero(labels == 0)
+    if n_positive > len(positives) or n - n_positive > len(negatives):
+        raise BadInput(
+            f"--num_examples {n} with --data_balance {balance:g} needs {n_positive} positives and {n - n_positive} "
+            f"negatives, the training data hold {len(positives)} and {len(negatives)}"
+        )
+    return np.sort(np.concatenate([positives[:n_positive], negatives[: n - n_positive]]))
+
+
+def balanced_draws(labels: np.ndarray, subset: np.ndarray, seed: int) -> Callable[[int], np.ndarray]:
+    """epoch -> len(subset) indices drawn with replacement so that both classes are equally likely."""
+    counts = np.bincount(labels[subset], minlength=2)
+    if counts.min() == 0:
+        raise BadInput(f"the training subset needs images of both classes, holds {counts[1]} positive, {counts[0]} not")
+    weights = 0.5 / counts[labels[subset]]
+    return lambda epoch: np.random.default_rng((seed, epoch)).choice(subset, len(subset), p=weights)
+
+
+def shuffles(n: int, seed: int) -> Callable[[int], np.ndarray]:
+    """epoch -> a permutation of range(n)."""
+    return lambda epoch: np.random.default_rng((seed, epoch)).permutation(n)
+
+
+class EpochBatches:
+    """Batch sampler whose order hangs on seed and epoch alone; each process gets its share of every batch.
+
+    Set `epoch` before iterating. `draw(epoch)` returns the epoch's `length` indices.
+    """
+
+    def __init__(self, draw: Callable[[int], np.ndarray], length: int, batch_size: int):
+        self.draw, self.length, self.batch_size = draw, length, batch_size
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        return sum(1 for start in self._starts() if self._share(start))
+
+    def __iter__(self) -> Iterator[list[int]]:
+        order = self.draw(self.epoch)
+        for start in self._starts():
+            share = order[start : start + self.batch_size][device.rank() :: device.world_size()]
+            if len(share):
+                yield share.tolist()
+
+    def groups(self, accumulation: int) -> Iterator[tuple[int, int]]:
+        """For every optimiser step: this process's batches, and the images of all processes in the step."""
+        starts = self._starts()
+        for first in range(0, len(starts), accumulation):
+            group = starts[first : first + accumulation]
+            images = min(self.length, group[-1] + self.batch_size) - group[0]
+            yield sum(1 for start in group if self._share(start)), images
+
+    def _starts(self):
+        return range(0, self.length, self.batch_size)
+
+    def _share(self, start):
+        """How many images of the batch at `start` are this process's."""
+        return len(range(start, min(start + self.batch_size, self.length))[device.rank() :: device.world_size()])
+
+
+@dataclass
+class Loaders:
+    """What `train.fit` reads: `train` draws by `batches`; `evaluation` maps eval, train and test to ordered loaders."""
+
+    train: DataLoader
+    batches: EpochBatches
+    evaluation: dict[str, DataLoader]
+    fingerprint: str
+    epoch_factor: int = 1
+
+
+def make_loaders(splits: dict[str, Dataset], args, subset: np.ndarray, draw, epoch_factor: int = 1) -> Loaders:
+    """Loaders over the splits "train", "val" and "test".
+
+    Args:
+        subset: indices of the training images, for their evaluation.
+        draw: epoch -> indices of the training images in the order of that epoch.
+        epoch_factor: multiplies epochs and milestones.
+    """
+    batches = EpochBatches(draw, len(subset), args.batch_size)
+    ordered = {"eval": np.arange(len(splits["val"])), "train": subset, "test": np.arange(len(splits["test"]))}
+    names = {"eval": "val", "train": "train", "test": "test"}
+    return Loaders(
+        train=_loader(splits["train"], batches, args),
+        batches=batches,
+        evaluation={key: ordered_loader(splits[names[key]], args, order) for key, order in ordered.items()},
+        fingerprint=" ".join(splits[name].fingerprint() for name in names.values()),
+        epoch_factor=epoch_factor,
+    )
+
+
+def ordered_loader(dataset: Dataset, args, order: np.ndarray | None = None) -> DataLoader:
+    """Every image once, in order; each process gets its share."""
+    order = np.arange(len(dataset)) if order is None else order
+    return _loader(dataset, EpochBatches(lambda epoch: order, len(order), args.batch_size), args)
+
+
+def _loader(dataset, batches, args):
+    return DataLoader(
+        dataset,
+        batch_sampler=batches,
+        num_workers=args.workers,
+        pin_memory=device.uses_gpu(),
+        persistent_workers=args.workers > 0,
+        generator=torch.Generator(),  # else it draws from the global state, which dropout hangs on
+    )

@@ -1,0 +1,227 @@
+"""Reading nMNIST: files and recipe agree to the bit, data sets of the first release read alike."""
+
+import argparse
+import pickle
+import re
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from common.cli import BadInput
+from data.cluttered_mnist import dataset, generate_data, generate_noise_data
+from data.cluttered_mnist.folder import SPLITS, canvas_name
+
+SMALL = "--mnist digits --canvas 96 --patch-size 48 --distortion-num 3 --duplicates 1 --workers 1"
+
+
+def load(path, scaling=1.0, source="auto"):
+    return dataset.load_splits(argparse.Namespace(data_path=path, data_scaling=scaling, source=source))
+
+
+@pytest.fixture(scope="module")
+def nmnist(tmp_path_factory):
+    """A data set with files and recipe."""
+    out = tmp_path_factory.mktemp("nmnist")
+    generate_data.main([*SMALL.split(), "--out", str(out)])
+    return out
+
+
+@pytest.fixture(scope="module")
+def noise(tmp_path_factory):
+    """A noise data set with files."""
+    out = tmp_path_factory.mktemp("noise")
+    flags = f"--canvas 20 --num_train 3 --num_val 2 --num_test 1 --workers 1 --out {out}"
+    generate_noise_data.main(flags.split())
+    return out
+
+
+@pytest.fixture
+def first_release(nmnist, tmp_path):
+    """The same images as the first release stored them: float64, a pickled None, paths of another machine."""
+    for split in SPLITS:
+        lines = [",img_path,label"]
+        for i in range(6):
+            canvas = np.load(nmnist / canvas_name(split, i))["arr_0"] / 255
+            np.savez_compressed(tmp_path / canvas_name(split, i), canvas, None)
+            lines.append(f"{i},/cluster/data/mnist/{canvas_name(split, i)},{1 - i % 2}")
+        (tmp_path / f"{split}.csv").write_text("\n".join(lines) + "\n")
+    return tmp_path
+
+
+@pytest.mark.parametrize("scaling", [1.0, 0.5])
+def test_files_and_recipe_agree_to_the_bit(nmnist, scaling):
+    files, recipe = load(nmnist, scaling, "files")["val"], load(nmnist, scaling, "recipe")["val"]
+    for i in range(len(files)):
+        torch.testing.assert_close(files[i], recipe[i], rtol=0, atol=0)
+    assert files.fingerprint() == recipe.fingerprint()
+
+
+def test_scaled_canvases_and_clutter_agree_too(tmp_path):
+    generate_data.main([*SMALL.split(), "--out", str(tmp_path), "--scale", "0.75", "--distortion-scale", "1.3"])
+    files, recipe = load(tmp_path, source="files")["val"], load(tmp_path, source="recipe")["val"]
+    assert files[0][0].shape == (1, 72, 72)
+    for i in range(len(files)):
+        torch.testing.assert_close(files[i], recipe[i], rtol=0, atol=0)
+
+
+def test_items_are_float32_in_the_unit_range_with_alternating_labels(nmnist):
+    data = load(nmnist)["test"]
+    image, label = data[0]
+    assert image.shape == (1, 96, 96) and image.dtype == torch.float32 and isinstance(label, int)
+    assert image.min() == 0 and 0.9 < image.max() <= 1
+    assert data.labels.tolist() == [1, 0] * (len(data) // 2) and data.labels.dtype == np.int64
+    assert data.names[:2] == ["test_0.npz", "test_1.npz"]
+
+
+@pytest.mark.parametrize("scaling", [1.0, 1.5])
+def test_batches_equal_single_items(nmnist, scaling):
+    data = load(nmnist, scaling)["train"]
+    for item, (image, label) in zip([7, 0, 31], data.__getitems__([7, 0, 31]), strict=True):
+        torch.testing.assert_close((image, label), data[item], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(("scale", "scaling"), [(1, 1.0), (0.5, 1.0), (1, 2.0), (2, 0.75)])
+def test_needle_box_encloses_the_needle(tmp_path, scale, scaling):
+    flags = f"--distortion-num 0 --scale {scale} --format none --out {tmp_path}"
+    generate_data.main([*SMALL.split(), *flags.split()])
+    data = load(tmp_path, scaling)["val"]
+    assert data.has_positions
+    for i in range(0, len(data), 2):
+        y0, x0, y1, x1 = (round(edge) for edge in data.needle_box(i))
+        image = data[i][0][0].clone()
+        inside = image[y0:y1, x0:x1].sum()
+        assert inside > 0.9 * image.sum() and y1 - y0 == round(28 * scale * scaling)
+        assert data.needle_box(i + 1) is None
+
+
+def test_first_release_data_sets_read_alike(nmnist, first_release):
+    old, new = load(first_release), load(nmnist)
+    for split in SPLITS:
+        assert len(old[split]) == 6 and not old[split].has_positions and old[split].needle_box(0) is None
+        for i in range(6):
+            torch.testing.assert_close(old[split][i], new[split][i], rtol=0, atol=0)
+
+
+def test_first_release_data_sets_are_zoomed_at_reading_too(nmnist, first_release):
+    torch.testing.assert_close(load(first_release, 0.5)["val"][1], load(nmnist, 0.5)["val"][1])
+
+
+def test_absolute_paths_are_followed_where_the_folder_lacks_the_file(first_release, tmp_path_factory):
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    (first_release / "val_0.npz").rename(elsewhere / "val_0.npz")
+    table = (first_release / "val.csv").read_text().replace("/cluster/data/mnist/val_0", f"{elsewhere}/val_0")
+    (first_release / "val.csv").write_text(table)
+    assert load(first_release)["val"][0][0].max() > 0.9
+
+
+def test_recipe_serves_a_csv_with_chosen_rows(nmnist, tmp_path):
+    generate_data.main([*SMALL.split(), "--out", str(tmp_path), "--format", "none"])
+    lines = (tmp_path / "train.csv").read_text().splitlines()
+    (tmp_path / "train.csv").write_text("\n".join([lines[0], lines[6], lines[3]]) + "\n")
+    data, whole = load(tmp_path)["train"], load(nmnist)["train"]
+    torch.testing.assert_close([data[0], data[1]], [whole[5], whole[2]], rtol=0, atol=0)
+
+
+def test_noise_is_read_unscaled_from_files_and_seed_alike(noise):
+    files, drawn = load(noise, source="files")["train"], load(noise)["train"]
+    assert files.fingerprint() == drawn.fingerprint() and not drawn.has_positions
+    for i in range(len(files)):
+        torch.testing.assert_close(files[i], drawn[i], rtol=0, atol=0)
+    assert drawn[0][0].dtype == torch.float32 and drawn[0][0].min() < -2
+    assert load(noise, 2.0)["train"][0][0].min() < -2
+
+
+def test_fingerprint_follows_the_data_and_not_the_place(nmnist, noise, first_release, tmp_path_factory):
+    copy = tmp_path_factory.mktemp("copy")
+    generate_data.main([*SMALL.split(), "--out", str(copy), "--format", "none"])
+    other = tmp_path_factory.mktemp("other")
+    generate_data.main([*SMALL.split(), "--out", str(other), "--format", "none", "--seed", "5"])
+    assert load(copy)["val"].fingerprint() == load(nmnist)["val"].fingerprint()
+    sets = [load(path)[split].fingerprint() for path in (nmnist, noise, first_release, other) for split in SPLITS]
+    assert len(set(sets)) == len(sets)
+
+
+def test_data_sets_are_cheap_to_send_to_workers(nmnist):
+    data = load(nmnist)["train"]
+    data[0]  # opens the recipe
+    assert len(pickle.dumps(data.source)) < 1000
+    torch.testing.assert_close(pickle.loads(pickle.dumps(data))[3], data[3], rtol=0, atol=0)
+
+
+def edit(path, name, change):
+    content = (path / name).read_bytes()
+    (path / name).write_bytes(change(content))
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda path: (path / "train.csv").unlink(), "no train.csv: expected a folder written by generate_data.py"),
+        (lambda path: edit(path, "val.csv", lambda text: text.replace(b"label", b"class")), "val.csv.*img_path,label"),
+        (lambda path: edit(path, "val.csv", lambda text: text[:15]), "val.csv.*rows"),
+        (lambda path: edit(path, "val.csv", lambda text: b""), "val.csv"),
+        (lambda path: edit(path, "val.csv", lambda text: b'a\n"\xff\xfe,\n'), "val.csv"),
+        (lambda path: edit(path, "test.csv", lambda text: text.replace(b",1", b",2")), "test.csv, line 2.*0 or 1"),
+        (lambda path: edit(path, "test.csv", lambda text: text.replace(b",0", b",")), "test.csv, line 3.*0 or 1"),
+        (lambda path: (path / "test_4.npz").unlink(), r"test_4.npz: no such file \(1 of 6"),
+        (lambda path: edit(path, "val_0.npz", lambda data: data[:100]), "val_0.npz: damaged"),
+    ],
+)
+def test_folders_that_are_no_data_set_are_refused(first_release, damage, message):
+    damage(first_release)
+    with pytest.raises(BadInput, match=message):
+        load(first_release)
+
+
+def test_missing_folder_unfinished_set_and_absent_recipe_are_refused(nmnist, first_release, tmp_path_factory):
+    with pytest.raises(BadInput, match="--data_path"):
+        load(None)
+    with pytest.raises(BadInput, match="expected a folder written by"):
+        load(nmnist / "absent")
+    with pytest.raises(BadInput, match="--source recipe"):
+        load(first_release, source="recipe")
+    unfinished = tmp_path_factory.mktemp("unfinished")
+    (unfinished / "args.json").write_text((nmnist / "args.json").read_text())
+    with pytest.raises(BadInput, match="unfinished"):
+        load(unfinished)
+
+
+def broken_files(kind, path):
+    good = np.load(path)["arr_0"]
+    if kind == "truncated":
+        path.write_bytes(path.read_bytes()[:-200])
+    elif kind == "flipped":
+        path.write_bytes(path.read_bytes().replace(path.read_bytes()[200:204], b"\0\0\0\0"))
+    elif kind == "pickled":
+        np.savez(path, np.array([None]))
+    elif kind == "nameless":
+        np.savez(path, image=good)
+    elif kind == "colour":
+        np.savez(path, np.stack([good] * 3))
+    elif kind == "smaller":
+        np.savez(path, good[:50, :50])
+
+
+@pytest.mark.parametrize("kind", ["truncated", "flipped", "pickled", "nameless", "colour", "smaller"])
+def test_damaged_canvas_is_named(first_release, kind):
+    data = load(first_release)["val"]
+    broken_files(kind, first_release / "val_2.npz")
+    with pytest.raises(BadInput, match=re.escape(str(first_release / "val_2.npz"))):
+        data[2]
+
+
+def test_damaged_canvas_is_named_in_one_line_from_a_loader_process(first_release):
+    data = load(first_release)["val"]
+    broken_files("truncated", first_release / "val_2.npz")
+    with pytest.raises(BadInput) as error:
+        list(DataLoader(data, batch_size=2, num_workers=1))
+    assert str(error.value).startswith(f"{first_release / 'val_2.npz'}: damaged") and "\n" not in str(error.value)
+
+
+def test_damaged_recipe_is_named(tmp_path):
+    generate_data.main([*SMALL.split(), "--out", str(tmp_path), "--format", "none"])
+    edit(tmp_path / "recipe", "val_clutter.npy", lambda data: data[:-10])
+    with pytest.raises(BadInput, match="val_clutter"):
+        load(tmp_path)["val"][0]

@@ -1,0 +1,77 @@
+import numpy as np
+import pytest
+
+from common.cli import BadInput
+from data.loaders import EpochBatches, balanced_draws, shrinkage, shuffles, training_subset
+
+PAPER_LABELS = np.tile([1, 0], 11276)  # the training file: positives at even indices
+
+
+@pytest.mark.parametrize("size", [1400, 2819, 5638, 7500, 11276, 22552])
+def test_the_papers_sizes_take_the_first_images_of_each_class(size):
+    subset = training_subset(PAPER_LABELS, size, 0.5)
+    assert len(subset) == size
+    labels = PAPER_LABELS[subset]
+    assert labels.sum() == size // 2
+    assert np.array_equal(subset[labels == 1], np.arange(0, 2 * (size // 2), 2))
+    assert np.array_equal(subset[labels == 0], np.arange(1, 2 * (size - size // 2), 2))
+
+
+def test_without_the_flag_the_papers_set_is_used():
+    assert np.array_equal(training_subset(PAPER_LABELS, None, None), np.arange(11276))
+    assert len(training_subset(PAPER_LABELS[:99], None, None)) == 99
+
+
+@pytest.mark.parametrize("balance", [0.01, 0.1, 0.25, 0.5, 0.75, 0.9, 0.99])
+def test_the_papers_balances_keep_the_size_and_draw_classes_alike(balance):
+    subset = training_subset(PAPER_LABELS, 11276, balance)
+    assert len(subset) == 11276
+    assert PAPER_LABELS[subset].sum() == int(balance * 11276)
+    drawn = balanced_draws(PAPER_LABELS, subset, seed=1)(0)
+    assert len(drawn) == 11276
+    assert set(drawn) <= set(subset)
+    assert PAPER_LABELS[drawn].mean() == pytest.approx(0.5, abs=0.02)
+
+
+@pytest.mark.parametrize(
+    ("size", "factor"),
+    [(1400, 8), (2819, 4), (5638, 2), (7500, 1), (11276, 1), (22552, 1), (None, 1)],
+)
+def test_small_sets_get_as_many_updates(size, factor):
+    assert shrinkage(size) == factor
+
+
+def test_more_examples_than_there_are_is_named():
+    with pytest.raises(BadInput, match=r"--num_examples 30 .* needs 15 positives and 15 negatives, .* hold 10 and 10"):
+        training_subset(np.tile([1, 0], 10), 30, 0.5)
+
+
+def test_an_epochs_draws_hang_on_seed_and_epoch_alone():
+    subset = np.arange(100)
+    first, again = (balanced_draws(PAPER_LABELS, subset, seed=3) for _ in range(2))
+    assert np.array_equal(first(5), again(5))
+    assert not np.array_equal(first(5), first(6))
+    assert not np.array_equal(first(5), balanced_draws(PAPER_LABELS, subset, seed=4)(5))
+    assert sorted(shuffles(50, 1)(2)) == list(range(50))
+
+
+@pytest.mark.parametrize("accumulation", [1, 3, 4])
+def test_groups_cover_the_epoch_with_a_short_last_one(accumulation):
+    batches = EpochBatches(shuffles(50, 0), 50, batch_size=8)
+    groups = list(batches.groups(accumulation))
+    assert sum(n for n, _ in groups) == len(batches) == len(list(batches)) == 7
+    assert sum(images for _, images in groups) == 50
+    assert all(images == 8 * accumulation for _, images in groups[:-1])
+
+
+def test_processes_share_every_batch(monkeypatch):
+    whole = [set(batch) for batch in EpochBatches(shuffles(21, 0), 21, batch_size=4)]
+    monkeypatch.setattr("data.loaders.device.world_size", lambda: 2)
+    shares = []
+    for rank in range(2):
+        monkeypatch.setattr("data.loaders.device.rank", lambda rank=rank: rank)
+        batches = EpochBatches(shuffles(21, 0), 21, batch_size=4)
+        shares.append([set(batch) for batch in batches])
+        assert len(batches) == len(shares[-1]) == sum(n for n, _ in batches.groups(2))
+    assert len(shares[1]) == len(shares[0]) - 1  # the last batch has one image, the first process's
+    assert [a | b for a, b in zip(shares[0], [*shares[1], set()], strict=True)] == whole
