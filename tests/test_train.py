@@ -1,0 +1,219 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from synthetic import assert_same_training, fit, make_args, make_loaders, make_model, vector
+
+import train
+from common import checkpoint, device, runlog
+from common.cli import BadInput
+
+TIMINGS = ["seconds", "images_per_s"]
+
+
+def stats(logdir):
+    return pd.read_csv(logdir / "stats.csv")
+
+
+@pytest.mark.parametrize(("batch", "accumulation", "images"), [(4, 4, 32), (3, 4, 32), (5, 2, 23)])
+def test_accumulated_batches_equal_one_large_batch(tmp_path, batch, accumulation, images):
+    """In float64, with a short last batch and group too; SGD, since RMSprop's division magnifies rounding."""
+    flags, totals = ("--opt", "momentum", "--lr", "1e-5"), []
+    moved = []
+    for b, n in ((batch, accumulation), (batch * accumulation, 0)):
+        args = make_args(tmp_path, "-b", b, "--delayed_step", n, *flags)
+        run = train.start(make_model(args).double(), args)
+        totals.append(train.train_epoch(run, make_loaders(args, images, torch.float64), epoch=0))
+        moved.append(vector(run.model))
+    assert_same_training(*moved)
+    np.testing.assert_allclose(*totals, rtol=1e-6)
+
+
+def test_it_learns(tmp_path):
+    _, best = fit(tmp_path, "-e", 6, "--norm", "bn", "--opt", "adam", n=96)
+    assert best["test_acc"] > 0.9
+
+
+def test_a_run_resumed_from_any_epoch_equals_the_uninterrupted_one(tmp_path):
+    flags = ("--network_dropout", "--grad_variance")
+    whole, best = fit(tmp_path / "whole", "-e", 4, *flags)
+    for stop in (1, 3):
+        logdir = tmp_path / f"stopped_{stop}"
+        fit(logdir, "-e", stop, *flags)
+        resumed, resumed_best = fit(logdir, "-e", 4, *flags)
+        assert torch.equal(vector(resumed), vector(whole))
+        assert resumed_best["test_acc"] == best["test_acc"]
+        kept = stats(tmp_path / "whole").drop(columns=TIMINGS)
+        again = stats(logdir).drop(columns=TIMINGS)
+        last = [f"{split}_{name}" for split in ("train", "test") for name in runlog.SPLIT_COLUMNS]
+        again.loc[stop - 1, last] = kept.loc[stop - 1, last]  # evaluated there as the last epoch of its run
+        pd.testing.assert_frame_equal(kept, again)
+
+
+def test_workers_and_resuming_do_not_touch_dropout(tmp_path):
+    results = []
+    for name, epochs, workers in (("whole", [2], 2), ("resumed", [1, 2], 2), ("alone", [2], 0)):
+        for n in epochs:
+            model, _ = fit(tmp_path / name, "-e", n, "--workers", workers, "--dropout")
+        results.append(vector(model))
+    assert torch.equal(results[0], results[1])
+    assert torch.equal(results[0], results[2])
+
+
+def test_a_finished_run_is_left_alone(tmp_path):
+    _, first = fit(tmp_path)
+    before = (tmp_path / "checkpoint.pth").read_bytes()
+    _, second = fit(tmp_path)
+    assert second == first
+    assert (tmp_path / "checkpoint.pth").read_bytes() == before
+
+
+def test_test_figures_are_those_of_the_best_validation_epoch(tmp_path):
+    _, best = fit(tmp_path, "-e", 5, "--test_all")
+    table = stats(tmp_path)
+    assert best["epoch"] == table.eval_acc.idxmax() + 1
+    assert best["test_acc"] == table.test_acc[table.eval_acc.idxmax()]
+    saved = checkpoint.load(tmp_path / "best_checkpoint.pth")
+    args = make_args(tmp_path)
+    model = make_model(args, seed=1)
+    model.load_state_dict(saved["state_dict"])
+    scores = train.evaluate(model, make_loaders(args).evaluation["test"], torch.device("cpu"))
+    assert saved["epoch"] == best["epoch"]
+    assert scores["acc"] == best["test_acc"]
+    assert scores["loss"] == pytest.approx(best["test_loss"], rel=1e-5)
+
+
+def test_train_and_test_are_evaluated_when_validation_improves_and_at_the_end(tmp_path):
+    fit(tmp_path, "-e", 5)
+    table = stats(tmp_path)
+    improved = table.eval_acc > table.eval_acc.cummax().shift(fill_value=-1)
+    improved.iloc[-1] = True
+    assert (table.test_acc.notna() == improved).all()
+    assert (table.train_acc.notna() == improved).all()
+
+
+def test_log_folder_holds_what_the_readme_says(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    fit(tmp_path, "--test_all", "--grad_variance")
+    assert list(stats(tmp_path).columns) == list(runlog.COLUMNS)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["arguments"]["lr"] == 1e-3
+    assert config["versions"]["torch"] == torch.__version__
+    assert {"git_commit", "device"} <= set(config)
+    for name in ("checkpoint.pth", "best_checkpoint.pth"):
+        torch.load(tmp_path / name, weights_only=True)
+    events = EventAccumulator(str(tmp_path)).Reload()
+    tags = set(events.Tags()["scalars"])
+    assert {f"train/{name}" for name in ("loss", "precision", "recall", "accuracy", "labels")} <= tags
+    assert {f"{folder}/acc" for folder in ("eval", "train_eval", "test")} | {"stats/lr"} <= tags
+    assert [event.step for event in events.Scalars("train/loss")] == list(range(1, 9))  # 2 epochs of 4 steps
+    histograms = events.Tags()["histograms"]
+    assert {"rmsprop_second_moment/cnn.layer1", "gradient_variance/mlp"} <= set(histograms)
+
+
+def test_a_folder_of_another_configuration_is_refused_naming_the_flags(tmp_path):
+    fit(tmp_path, "-e", 1)
+    with pytest.raises(BadInput, match=r"lr 0\.001 \(now 0\.002\), pooling max \(now mean\); choose another"):
+        fit(tmp_path, "--lr", "2e-3", "--pooling", "mean")
+    with pytest.raises(BadInput, match="differs in other data"):
+        fit(tmp_path, seed=5)
+
+
+def test_flags_that_change_no_weight_may_differ_on_resuming(tmp_path):
+    flags = ("--opt", "momentum", "--lr", "1e-5")
+    fit(tmp_path / "a", "-e", 1, *flags, dtype=torch.float64)
+    others = ("-e", 2, "-b", 4, "--delayed_step", 2, "--workers", 1, "--test_all")
+    resumed, _ = fit(tmp_path / "a", *flags, *others, dtype=torch.float64)
+    whole, _ = fit(tmp_path / "b", "-e", 2, *flags, dtype=torch.float64)
+    assert_same_training(vector(whole), vector(resumed))
+
+
+def test_batch_norm_sees_the_split_into_batches(tmp_path):
+    fit(tmp_path, "-e", 1, "--norm", "bn")
+    with pytest.raises(BadInput, match=r"batch_size 8 \(now 4\)"):
+        fit(tmp_path, "--norm", "bn", "-b", 4, "--delayed_step", 2)
+
+
+def test_learning_rate_falls_after_each_milestone_and_stretches_with_small_sets(tmp_path):
+    args = make_args(tmp_path, "--lr", "1")
+    rates = [train.learning_rate(args, epoch) for epoch in (0, 79, 80, 119, 120, 160)]
+    assert rates == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.001])
+    assert [train.learning_rate(args, e, 4) for e in (319, 320)] == pytest.approx([1, 0.1])
+
+
+def test_small_training_sets_train_longer(tmp_path, monkeypatch):
+    monkeypatch.setattr("data.loaders.PAPER_TRAIN_SIZE", 32)
+    fit(tmp_path, "-e", 1, "--num_examples", 12)
+    assert len(stats(tmp_path)) == 2  # 32 // 12
+
+
+def test_evaluation_leaves_no_gradient_and_weights_images_not_batches(tmp_path):
+    args = make_args(tmp_path)
+    model = make_model(args)
+    cpu = torch.device("cpu")
+    loss = {}
+    for b in (7, 32):
+        loss[b] = train.evaluate(model, make_loaders(make_args(tmp_path, "-b", b)).evaluation["eval"], cpu)["loss"]
+    assert loss[7] == pytest.approx(loss[32], rel=1e-6)
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_optimisers_are_the_papers(tmp_path):
+    model = make_model(make_args(tmp_path))
+    rmsprop = train.make_optimizer(model, make_args(tmp_path, "--lr", "5e-5")).defaults
+    assert {key: rmsprop[key] for key in ("lr", "alpha", "eps", "momentum")} == {
+        **{"lr": 5e-5, "alpha": 0.99, "eps": 1e-5, "momentum": 0}
+    }
+    assert train.make_optimizer(model, make_args(tmp_path, "--opt", "momentum")).defaults["momentum"] == 0.9
+
+
+@pytest.mark.parametrize("precision", ["tf32", "bf16", "fp16"])
+def test_other_precisions_train(tmp_path, precision):
+    _, best = fit(tmp_path, "--precision", precision, "-e", 1)
+    assert np.isfinite(best["eval_loss"])
+
+
+@pytest.mark.parametrize("content", [b"no checkpoint", b"", b"PK\x03\x04 broken"])
+def test_a_checkpoint_that_is_none_is_named(tmp_path, content):
+    (tmp_path / "checkpoint.pth").write_bytes(content)
+    with pytest.raises(BadInput, match=r"checkpoint\.pth: not a readable checkpoint"):
+        fit(tmp_path)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_computes_what_the_cpu_does(tmp_path):
+    _, on_cpu = fit(tmp_path / "cpu", "-e", 1)
+    _, on_gpu = fit(tmp_path / "gpu", "-e", 1, "--device", "cuda")
+    assert on_gpu["eval_loss"] == pytest.approx(on_cpu["eval_loss"], rel=0.05)
+
+
+@pytest.mark.slow
+def test_two_processes_equal_one(tmp_path):
+    """torchrun with two CPU processes takes the steps of one; the last batch has an image for the first only."""
+    script = tmp_path / "job.py"
+    flags = ["-e", "1", "-b", "6", "--opt", "momentum", "--lr", "1e-5"]
+    script.write_text(
+        f"import sys, torch, synthetic\nsynthetic.fit(sys.argv[1], *{flags}, n=31, dtype=torch.float64)\n"
+    )
+    root = Path(__file__).parent.parent
+    env = {**os.environ, "PYTHONPATH": f"{root}:{root / 'tests'}", "OMP_NUM_THREADS": "1"}
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    subprocess.run([*torchrun, script, tmp_path / "two"], check=True, env=env, timeout=120)
+    one, best = fit(tmp_path / "one", *flags, n=31, dtype=torch.float64)
+    saved = checkpoint.load(tmp_path / "two" / "checkpoint.pth")
+    assert saved["history"][0]["eval_loss"] == pytest.approx(best["eval_loss"], rel=1e-6)
+    two = make_model(make_args(tmp_path)).double()
+    two.load_state_dict(saved["state_dict"])
+    assert_same_training(vector(one), vector(two))
+
+
+def test_unknown_devices_are_named():
+    with pytest.raises(BadInput, match="--device cuda:99"):
+        device.select("cuda:99")

@@ -1,0 +1,353 @@
+"""The training loop the commands share: fit(model, loaders, args), evaluate(model, loader, device)."""
+
+import itertools
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import models
+from common import checkpoint, cli, device, metrics, runlog
+from common.cli import BadInput
+from common.files import make_folder
+from common.moments import GradientVariance
+from data.loaders import Loaders
+
+MILESTONES = (80, 120, 160)  # epochs after which the learning rate falls tenfold
+PAPER_BATCH = 32
+STEPS_PER_LOG = 50  # optimiser steps between transfers of the training scores from the device
+NEUTRAL_FLAGS = {  # flags that change no weight: a run may be resumed with others
+    *("epochs", "device", "workers", "test_all", "grad_variance", "batch_size", "delayed_step"),
+    *("source", "network_k", "num_classes"),
+}
+
+
+def add_flags(parser) -> None:
+    """Declare the flags of optimiser, schedule, seed and log folder."""
+    group = parser.add_argument_group("training")
+    runlog.add_logdir_flag(group)
+    group.add_argument("-e", "--epochs", type=cli.positive, default=200, help="epochs")
+    group.add_argument(
+        "--delayed_step", type=cli.natural, default=0, help="batches accumulated per optimiser step (0 = 1)"
+    )
+    group.add_argument("--opt", choices=["rmsprop", "momentum", "adam"], default="rmsprop", help="optimiser")
+    group.add_argument(
+        "--lr", type=cli.positive_float, default=5e-5, help="learning rate, x0.1 after 80, 120, 160 epochs"
+    )
+    group.add_argument("--l2", type=cli.nonnegative_float, default=0.0, help="weight decay")
+    group.add_argument("--seed", type=cli.natural, default=42, help="seed of weights, draws and dropout")
+    group.add_argument("--test_all", action="store_true", help="evaluate training and test data in every epoch")
+    group.add_argument("--grad_variance", action="store_true", help="log histograms of each epoch's gradient variance")
+    device.add_flags(group)
+
+
+@dataclass
+class Run:
+    """A training run in progress; `history` holds a stats.csv row per finished epoch, `best` the best one's."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    device: torch.device
+    args: object
+    history: list[dict] = field(default_factory=list)
+    best: dict | None = None
+
+    @property
+    def accumulation(self) -> int:
+        return max(1, self.args.delayed_step)
+
+
+def fit(model: nn.Module, loaders: Loaders, args) -> dict:
+    """Train up to args.epochs epochs in args.logdir, continuing what is there.
+
+    Returns: the stats.csv row of the best validation epoch. BadInput when the folder holds a run that differs in a
+    flag that changes weights, or in its data.
+    """
+    run = start(model, args)
+    identity = _identity(args, loaders.fingerprint)
+    logdir = make_folder(args.logdir)
+    _resume(run, logdir, identity)
+    _announce(run, loaders)
+    if device.rank() == 0:
+        runlog.write_config(logdir, args, run.device, model=model.config.to_dict(), data=loaders.fingerprint)
+    epochs = args.epochs * loaders.epoch_factor
+    steps_per_epoch = sum(1 for _ in loaders.batches.groups(run.accumulation))
+    done = len(run.history)
+    if done < epochs:
+        with runlog.TensorBoard(logdir, done * steps_per_epoch + 1) as board:
+            for epoch in range(done, epochs):
+                _epoch(run, loaders, board, epoch, epochs)
+                _save(run, logdir, identity)
+    _report(run, logdir)
+    return run.best
+
+
+def start(model: nn.Module, args) -> Run:
+    """A run at epoch 0: the model on its device, with optimiser and loss scaler."""
+    where = device.select(args.device, args.precision)
+    model.to(where)
+    scaler = torch.amp.GradScaler(where.type, enabled=args.precision == "fp16")
+    return Run(model, make_optimizer(model, args), scaler, where, args)
+
+
+def make_optimizer(model: nn.Module, args) -> torch.optim.Optimizer:
+    """RMSprop (the paper's: eps 1e-5, smoothing 0.99, no momentum), SGD with momentum 0.9, or Adam."""
+    if args.opt == "rmsprop":
+        return torch.optim.RMSprop(model.parameters(), args.lr, alpha=0.99, eps=1e-5, weight_decay=args.l2)
+    if args.opt == "momentum":
+        return torch.optim.SGD(model.parameters(), args.lr, momentum=0.9, weight_decay=args.l2)
+    return torch.optim.Adam(model.parameters(), args.lr, weight_decay=args.l2)
+
+
+def learning_rate(args, epoch: int, epoch_factor: int = 1) -> float:
+    """The rate of an epoch (from 0): times 0.1 after each milestone, which the factor stretches."""
+    passed = sum(epoch >= milestone * epoch_factor for milestone in MILESTONES)
+    return args.lr * 0.1**passed
+
+
+def _epoch(run, loaders, board, epoch, epochs):
+    """Train one epoch, evaluate, and append the epoch's row to the history."""
+    started = time.perf_counter()
+    lr = learning_rate(run.args, epoch, loaders.epoch_factor)
+    for group in run.optimizer.param_groups:
+        group["lr"] = lr
+    device.seed_everything(run.args.seed, epoch + 1, device.rank())
+    variance = GradientVariance(run.model) if run.args.grad_variance else None
+    totals = train_epoch(run, loaders, epoch, board, variance)
+    train_seconds = time.perf_counter() - started
+    row = {"epoch": epoch + 1, "lr": lr, "images_per_s": loaders.batches.length / train_seconds}
+    row["train_running_acc"] = metrics.rates(*totals[1:].tolist())["acc"]
+    _evaluate_splits(run, loaders, row, last=epoch + 1 == epochs)
+    row["seconds"] = time.perf_counter() - started
+    run.history.append(row)
+    if run.best is None or row["eval_acc"] > run.best["eval_acc"]:
+        run.best = row
+    if device.rank() == 0:
+        _log_epoch(run, board, row, variance)
+        print(_epoch_line(row, epochs, row is run.best), flush=True)
+
+
+def train_epoch(run: Run, loaders: Loaders, epoch: int, board=None, variance=None) -> np.ndarray:
+    """Take one epoch's optimiser steps, each over `accumulation` batches weighted by their images.
+
+    Returns: (5,) sums over the epoch: loss, true positives, false positives, false negatives, true negatives.
+    """
+    run.model.train()
+    loaders.batches.epoch = epoch
+    batches = iter(loaders.train)
+    groups = list(loaders.batches.groups(run.accumulation))
+    log = StepLog(board, epoch * len(groups) + 1)
+    for n_batches, n_images in cli.progress(groups, len(groups), f"epoch {epoch + 1}", "step"):
+        counts = torch.zeros(5, dtype=torch.float64, device=run.device)
+        for images, labels in itertools.islice(batches, n_batches):
+            counts += _accumulate(run, images, labels, n_images)
+        _step(run, variance)
+        log.add(counts)
+    return log.finish()
+
+
+def _accumulate(run, images, labels, n_images):
+    """Add a batch's share of the step's gradient; returns its summed loss and confusion counts (5,) on the device."""
+    images = images.to(run.device, non_blocking=True)  # (b, in, H, W)
+    labels = labels.to(run.device, non_blocking=True)  # (b,)
+    with device.autocast(run.device, run.args.precision):
+        logits = run.model(images)  # (b, 2)
+    loss = F.cross_entropy(logits if logits.dtype == torch.float64 else logits.float(), labels, reduction="sum")
+    run.scaler.scale(loss / n_images).backward()
+    return torch.cat([loss.detach().double().view(1), _confusion(logits.detach(), labels)])
+
+
+def _confusion(logits: Tensor, labels: Tensor) -> Tensor:
+    """True positives, false positives, false negatives, true negatives (4,) without leaving the device."""
+    predicted, actual = logits[:, 1] > logits[:, 0], labels == 1
+    cells = (actual & predicted, ~actual & predicted, actual & ~predicted, ~actual & ~predicted)
+    return torch.stack([cell.sum() for cell in cells]).double()
+
+
+def _step(run, variance):
+    parameters = [p for p in run.model.parameters() if p.requires_grad]
+    for p in parameters:
+        if p.grad is None:  # a process without a batch in this step
+            p.grad = torch.zeros_like(p)
+    device.sum_over_processes([p.grad for p in parameters])
+    if variance:
+        run.scaler.unscale_(run.optimizer)
+        variance.add()
+    run.scaler.step(run.optimizer)
+    run.scaler.update()
+    run.optimizer.zero_grad(set_to_none=True)
+
+
+class StepLog:
+    """Sums the scores of the steps and writes them in blocks, so that no step waits for the device."""
+
+    def __init__(self, board, first_step: int):
+        self.board, self.next_step = board, first_step
+        self.pending: list[Tensor] = []
+        self.total = np.zeros(5)
+
+    def add(self, counts: Tensor) -> None:
+        self.pending.append(counts)
+        if len(self.pending) == STEPS_PER_LOG:
+            self._flush()
+
+    def finish(self) -> np.ndarray:
+        """The sums over all steps, (5,)."""
+        if self.pending:
+            self._flush()
+        return self.total
+
+    def _flush(self):
+        block = torch.stack(self.pending)
+        device.sum_over_processes([block])
+        block = block.cpu().numpy()  # (steps, 5)
+        if self.board:
+            self.board.steps(self.next_step, block)
+        self.total += block.sum(axis=0)
+        self.next_step += len(self.pending)
+        self.pending = []
+
+
+def _evaluate_splits(run, loaders, row, last):
+    """Fill the row's eval_*, and train_* and test_* in the best epoch so far, the last one and under --test_all."""
+    device.copy_from_first(run.model.buffers())  # batch norm's statistics
+    row.update(_scores("eval", run, loaders))
+    best = run.best is None or row["eval_acc"] > run.best["eval_acc"]
+    if best or last or run.args.test_all:
+        row.update(_scores("train", run, loaders))
+        row.update(_scores("test", run, loaders))
+
+
+def _scores(split, run, loaders):
+    scores = evaluate(run.model, loaders.evaluation[split], run.device, run.args.precision)
+    return {f"{split}_{name}": value for name, value in scores.items()}
+
+
+def evaluate(model: nn.Module, loader: Iterable, where: torch.device, precision: str = "float32") -> dict[str, float]:
+    """Loss (mean over images), acc, prec, recall, auc and ap of a split; builds no graph."""
+    labels, logits = predict(model, loader, where, precision)
+    losses = np.logaddexp(logits[:, 0], logits[:, 1]) - logits[np.arange(len(labels)), labels]
+    return {"loss": float(losses.mean()), **metrics.classification(labels, logits[:, 1] - logits[:, 0])}
+
+
+@torch.inference_mode()
+def predict(model: nn.Module, loader: Iterable, where: torch.device, precision: str) -> tuple[np.ndarray, np.ndarray]:
+    """Labels (N,) and float64 logits (N, 2) of all images, from all processes."""
+    model.eval()
+    labels, logits = [], []
+    for images, targets in loader:
+        with device.autocast(where, precision):
+            logits.append(model(images.to(where, non_blocking=True)).double())
+        labels.append(targets)
+    if not labels:  # fewer images than processes
+        return device.gather_arrays(np.zeros(0, np.int64)), device.gather_arrays(np.zeros((0, 2)))
+    return device.gather_arrays(torch.cat(labels).numpy()), device.gather_arrays(torch.cat(logits).cpu().numpy())
+
+
+def _log_epoch(run, board, row, variance):
+    board.epoch(row)
+    state = run.optimizer.state
+    moments = [(name, state[p]["square_avg"]) for name, p in run.model.named_parameters() if "square_avg" in state[p]]
+    if moments:
+        board.histogram("rmsprop_second_moment", moments, row["epoch"])
+    if variance:
+        board.histogram("gradient_variance", variance.values(), row["epoch"])
+
+
+def _identity(args, fingerprint):
+    """What decides the weights: all flags but the neutral ones and paths, the effective batch, the data."""
+    neutral = NEUTRAL_FLAGS | {name for name, value in vars(args).items() if isinstance(value, Path)}
+    identity = {name: value for name, value in runlog.plain(args).items() if name not in neutral}
+    identity["effective batch"] = args.batch_size * max(1, args.delayed_step)
+    if args.norm == "bn":  # batch norm sees how images are split into batches and over processes
+        identity |= {"batch_size": args.batch_size, "processes": device.world_size()}
+    return {**identity, "data": fingerprint}
+
+
+def _resume(run, logdir, identity):
+    """Load checkpoint.pth, if there is one, into the run."""
+    path = logdir / checkpoint.LATEST
+    if not path.exists():
+        return
+    saved = checkpoint.load(path)
+    if "identity" not in saved:
+        raise BadInput(f"{path}: not a checkpoint to resume from")
+    _refuse_difference(logdir, saved["identity"], identity)
+    run.model.load_state_dict(saved["state_dict"])
+    run.optimizer.load_state_dict(saved["optimizer"])
+    run.scaler.load_state_dict(saved["scaler"])
+    run.history = saved["history"]
+    run.best = run.history[saved["best_epoch"] - 1]
+
+
+def _refuse_difference(logdir, saved, wanted):
+    names = [name for name in {**saved, **wanted} if saved.get(name) != wanted.get(name)]
+    if names:
+        differences = ", ".join(
+            "other data" if name == "data" else f"{name} {saved.get(name)} (now {wanted.get(name)})" for name in names
+        )
+        raise BadInput(f"--logdir {logdir}: holds a run that differs in {differences}; choose another folder")
+
+
+def _save(run, logdir, identity):
+    """Write stats.csv and both checkpoints; only the first process does."""
+    if device.rank() > 0:
+        return
+    row = run.history[-1]
+    content = {
+        "state_dict": run.model.state_dict(),
+        "config": run.model.config.to_dict(),
+        "args": runlog.plain(run.args),
+        "epoch": row["epoch"],
+    }
+    if row is run.best:
+        checkpoint.save(logdir / checkpoint.BEST, content)
+    runlog.write_stats(logdir / "stats.csv", run.history)
+    resumable = {
+        "optimizer": run.optimizer.state_dict(),
+        "scaler": run.scaler.state_dict(),
+        "history": run.history,
+        "best_epoch": run.best["epoch"],
+        "identity": identity,
+    }
+    checkpoint.save(logdir / checkpoint.LATEST, {**content, **resumable})
+
+
+def _announce(run, loaders):
+    if device.rank() > 0:
+        return
+    args, effective = run.args, run.args.batch_size * run.accumulation
+    note = "" if effective == PAPER_BATCH else f" (the paper: {PAPER_BATCH})"
+    print(models.describe(run.model))
+    print(f"batch {args.batch_size} x accumulation {run.accumulation} = {effective}{note}")
+    factor = loaders.epoch_factor
+    stretched = f" x shrinkage {factor}" if factor > 1 else ""
+    print(f"{loaders.batches.length:,} training images, {args.epochs} epochs{stretched}, on {run.device}")
+    if run.history:
+        done = len(run.history) >= args.epochs * factor
+        print(f"{args.logdir}: {'complete' if done else 'resuming'} after epoch {len(run.history)}", flush=True)
+
+
+def _epoch_line(row, epochs, is_best):
+    test = f"  test {row['test_acc']:.3f}" if "test_acc" in row else ""
+    return (
+        f"epoch {row['epoch']}/{epochs}  train {row['train_running_acc']:.3f} (running)  val {row['eval_acc']:.3f}"
+        f"  AUC {row['eval_auc']:.3f}  loss {row['eval_loss']:.3f}{test}  lr {row['lr']:.1e}"
+        f"  {row['images_per_s']:.0f} images/s  {row['seconds']:.0f} s{'  best' if is_best else ''}"
+    )
+
+
+def _report(run, logdir):
+    if device.rank() > 0:
+        return
+    best = run.best
+    print(
+        f"best validation epoch {best['epoch']} of {len(run.history)}: validation accuracy {best['eval_acc']:.3f}, "
+        f"test accuracy {best['test_acc']:.3f}, test AUC {best['test_auc']:.3f}; in {logdir}"
+    )
