@@ -1,0 +1,265 @@
+"""Make a small tree of slides shaped like CAMELYON17, to try everything on: make_slides.py --out slides
+
+The slides are textures with painted blobs, not histology: they show that the programs work, nothing about cancer.
+Writes training/center_C/*.tif, annotations/*.xml, masks/*_mask.tif and stage_labels.csv.
+"""
+
+import math
+import sys
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from common import cli
+from common.cli import BadInput
+from common.files import atomic_open, make_folder
+from data.camelyon import slides
+from data.camelyon.annotations import LesionMask, mask_from_polygons, read_xml
+from data.camelyon.extraction import map_jobs
+
+BASE = 3  # the level at which slides are painted; finer levels repeat its pixels, coarser ones average them
+TILE = 512
+BACKGROUND, UNSCANNED = 243, 0
+MPP = (0.2431, 0.2426, 0.2428, 0.25, 0.2501)  # level-0 microns per pixel of each centre's scanner
+AREAS = (8, 40, 70, 110, 160, 220, 300, 400, 700, 1500, 4000)  # lesions of a set, pixels of level BASE, and a cluster:
+CLUSTER = ((90, (-9, -9)), (60, (-9, 9)), (120, (9, -9)), (75, (9, 9)))  # area and x, y of lesions close together
+
+
+def parse_args(argv=None):
+    parser = cli.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", "-o", type=Path, required=True, help="folder for the tree")
+    parser.add_argument("--seed", type=cli.natural, default=0, help="decides shapes and places")
+    parser.add_argument("--width", type=cli.positive, default=6144, help="level-0 pixels, a multiple of 256")
+    parser.add_argument("--height", type=cli.positive, default=6144, help="level-0 pixels, a multiple of 256")
+    parser.add_argument("--annotated", type=cli.positive, default=3, help="slides with lesions of each of 5 centres")
+    parser.add_argument("--negative", type=cli.positive, default=2, help="slides without lesions of each of 5 centres")
+    parser.add_argument("--lesion_sets", type=cli.positive, default=1, help="sets of 15 lesions on an annotated slide")
+    parser.add_argument("--compression", choices=["deflate", "jpeg"], default="jpeg", help="of the slides")
+    parser.add_argument("--texture", type=Path, help="slide to take tissue from (default: scikit-image's picture)")
+    parser.add_argument("--outlines", type=Path, help="folder of ASAP XML to take lesions from (default: blobs)")
+    cli.add_workers_flag(parser, 2, help="slides made at once, each in its own process")
+    args = parser.parse_args(argv)
+    if min(args.width, args.height) < 2048 or args.width % 256 or args.height % 256:
+        parser.error("--width and --height must be multiples of 256 from 2048 on")
+    return args
+
+
+@dataclass(frozen=True)
+class Painting:
+    """What a slide shows: masks at level BASE, a texture for each, and the annotation's polygons, level-0 x, y."""
+
+    tissue: LesionMask
+    lesions: LesionMask
+    textures: list[np.ndarray]
+    outlines: list[np.ndarray]
+    cut_outs: list[np.ndarray]
+
+    def render(self, y: int, x: int, height: int, width: int) -> np.ndarray:
+        """Pixels (height, width, 3) uint8 of a window of level BASE; background outside."""
+        image = np.full((height, width, 3), BACKGROUND, np.uint8)
+        for mask, texture in zip((self.tissue, self.lesions), self.textures, strict=True):
+            inside = mask.window(y, x, height, width)
+            if inside.any():
+                rows, columns = np.arange(y, y + height) % len(texture), np.arange(x, x + width) % texture.shape[1]
+                image[inside] = texture[np.ix_(rows, columns)][inside]
+        top, left = (side - side // 5 for side in self.tissue.shape)  # the unscanned corner
+        image[max(0, top - y) :, max(0, left - x) :] = UNSCANNED
+        return image
+
+    def tile(self, level: int, y: int, x: int) -> np.ndarray:
+        """The tile (TILE, TILE, 3) of a level whose corner is (y, x); it may reach beyond the slide."""
+        if level <= BASE:
+            step = 2 ** (BASE - level)
+            return self.render(y // step, x // step, TILE // step, TILE // step).repeat(step, 0).repeat(step, 1)
+        step = 2 ** (level - BASE)
+        tile = np.full((TILE, TILE, 3), BACKGROUND, np.uint8)
+        bottom, right = (min(TILE, side // step - at) for side, at in zip(self.tissue.shape, (y, x), strict=True))
+        for row in range(0, bottom, 8):  # a band at a time, because a coarse tile covers much of the slide
+            band = self.render((y + row) * step, x * step, 8 * step, right * step)
+            tile[row : row + 8, :right] = band.reshape(8, step, right, step, 3).mean(axis=(1, 3))
+        return tile
+
+    def mask_tile(self, level: int, y: int, x: int) -> np.ndarray:
+        """The tile (TILE, TILE) of the slide's mask: 1 = lesion, 2 = cut-out, by the winding rule at that level."""
+        shape, shift = (y + TILE, x + TILE), np.array([x, y]) * 2**level
+        near = [
+            [ring for ring in rings if _meets(ring - shift, TILE * 2**level)]
+            for rings in (self.outlines, self.cut_outs)
+        ]
+        lesion, cut_out = mask_from_polygons(*near, level, shape), mask_from_polygons(near[1], [], level, shape)
+        return lesion.window(y, x, TILE, TILE) + np.uint8(2) * cut_out.window(y, x, TILE, TILE)
+
+
+def _meets(ring, side):
+    """Whether the ring's bounding box meets the square from 0 to side."""
+    return (ring.max(axis=0) >= 0).all() and (ring.min(axis=0) <= side).all()
+
+
+def paint(shape: tuple[int, int], sets: int, textures: list[np.ndarray], shapes: list[np.ndarray], rng) -> Painting:
+    """A painting of this shape at level BASE, with `sets` of lesions; `shapes` are outlines to use, none = blobs."""
+    tissue = _blob(rng) * (0.47 * np.array(shape[::-1])) + np.array(shape[::-1]) / 2
+    tissue = mask_from_polygons([tissue * 2**BASE], [], BASE, shape)
+    outlines, placed = [], []
+    for area in AREAS * sets:
+        ring = _scaled(shapes[rng.integers(len(shapes))] if shapes else _blob(rng), area)
+        if _find_place(tissue, np.hypot(*ring.T).max(), placed, rng):
+            outlines.append(ring + placed[-1][:2])
+    for _ in range(sets):
+        if _find_place(tissue, 30, placed, rng):
+            outlines += [_scaled(_blob(rng), area) + placed[-1][:2] + shift for area, shift in CLUSTER]
+    cut_outs = [ring.mean(axis=0) + 0.4 * (ring - ring.mean(axis=0)) for ring in sorted(outlines, key=_area)[-1:]]
+    outlines, cut_outs = ([(ring * 2**BASE).round(2) for ring in rings] for rings in (outlines, cut_outs))
+    return Painting(tissue, mask_from_polygons(outlines, cut_outs, BASE, shape), textures, outlines, cut_outs)
+
+
+def _blob(rng):
+    """A wavy ring (60, 2) around the origin, of radius about 1."""
+    angle = np.linspace(0, 2 * math.pi, 60, endpoint=False)
+    radius = 1 + sum(rng.normal(0, 0.12 / k) * np.cos(k * angle + rng.uniform(0, 6.3)) for k in range(2, 7))
+    return np.stack([np.cos(angle), np.sin(angle)], axis=1) * radius[:, None]
+
+
+def _area(ring):
+    x, y = ring.T
+    return abs(np.dot(x, np.roll(y, 1)) - np.dot(y, np.roll(x, 1))) / 2
+
+
+def _scaled(ring, area):
+    return ring * math.sqrt(area / _area(ring))
+
+
+def _find_place(tissue, radius, placed, rng):
+    """Append a circle (x, y, radius) on tissue, apart from those placed; False when 1,000 tries find none."""
+    for _ in range(1000 if 2 * radius < min(tissue.shape) else 0):
+        y, x = (rng.uniform(radius, side - radius) for side in tissue.shape)
+        apart = all(math.hypot(x - x2, y - y2) > radius + r2 + 4 for x2, y2, r2 in placed)
+        if apart and tissue.window(int(y - radius), int(x - radius), int(2 * radius), int(2 * radius)).all():
+            placed.append((x, y, radius))
+            return True
+    return False
+
+
+def make_textures(source: np.ndarray, centre: int, rng) -> list[np.ndarray]:
+    """Normal and lesion texture, uint8, in a centre's stain: lesions have smaller, denser and darker nuclei."""
+    from skimage.color import hed2rgb, rgb2hed
+
+    half = source.reshape(len(source) // 2, 2, -1, 2, 3).mean(axis=(1, 3))
+    stain = np.array([1 + 0.06 * (centre - 2), 1, 1 - 0.05 * (centre - 2)])
+    textures = []
+    for hed in (rgb2hed(source / 255) * stain, rgb2hed(half / 255) * stain * [1.4, 1, 0.3] + [0.08, 0, 0]):
+        image = (hed2rgb(hed) * 255).round().clip(16).astype(np.uint8)  # never black: black is unscanned
+        image = np.concatenate([image, image[::-1]])  # mirrored, so that it repeats without a seam
+        image = np.concatenate([image, image[:, ::-1]], axis=1)
+        textures.append(np.roll(image, rng.integers(len(image), size=2), axis=(0, 1)))
+    return textures
+
+
+def texture_source(path: Path | None) -> np.ndarray:
+    """An RGB image (512, 512, 3) uint8 of tissue: scikit-image's, or the darkest square of a slide's level 0."""
+    if path is None:
+        from skimage.data import immunohistochemistry
+
+        return immunohistochemistry()
+    with slides.Slide(path, 0) as slide:
+        corners = [(y, x) for y in range(0, slide.shape[0] - 511, 256) for x in range(0, slide.shape[1] - 511, 256)]
+        squares = [image for image, unscanned in (slide.read(*at, 512, 512) for at in corners) if not unscanned.any()]
+    if not squares:
+        raise BadInput(f"--texture {path}: holds no scanned square of 512 px")
+    return min(squares, key=lambda image: image[..., 1].mean())
+
+
+def outline_shapes(folder: Path | None) -> list[np.ndarray]:
+    """The lesion outlines of every XML in a folder, centred on the origin."""
+    if folder is None:
+        return []
+    found = [ring for path in sorted(folder.glob("*.xml")) for ring in read_xml(path)[0] if _area(ring) > 0]
+    if not found:
+        raise BadInput(f"--outlines {folder}: no .xml with lesions in it")
+    return [ring - (ring.min(axis=0) + ring.max(axis=0)) / 2 for ring in found]
+
+
+def write_pyramid(path: Path, tile_of, shape: tuple[int, ...], mpp: float, **options) -> None:
+    """Write a tiled pyramid. tile_of(level, y, x) gives tiles; shape is that of level 0; options are tifffile's."""
+    import tifffile
+
+    options |= {"tile": (TILE, TILE), "metadata": None, "software": False, "maxworkers": 1}
+    with atomic_open(path) as file, tifffile.TiffWriter(file, bigtiff=True) as tiff:
+        for level in range(min(9, max(6, math.ceil(math.log2(max(shape) / 1024))))):
+            height, width = (side >> level for side in shape[:2])
+            corners = ((y, x) for y in range(0, height, TILE) for x in range(0, width, TILE))
+            tiff.write(
+                (tile_of(level, y, x) for y, x in corners), shape=(height, width, *shape[2:]), dtype=np.uint8,
+                subfiletype=int(level > 0), resolution=(1e4 / mpp, 1e4 / mpp), resolutionunit="CENTIMETER", **options,
+            )  # fmt: skip
+
+
+def write_xml(path: Path, outlines: list[np.ndarray], cut_outs: list[np.ndarray]) -> None:
+    """Write ASAP XML: lesions in the group metastases, cut-outs in normal."""
+    lines = ['<?xml version="1.0"?>', "<ASAP_Annotations>", "<Annotations>"]
+    for i, ring in enumerate(outlines + cut_outs):
+        kind, group = "Spline" if i == 1 else "Polygon", "metastases" if i < len(outlines) else "normal"
+        lines.append(f'<Annotation Name="Annotation {i}" Type="{kind}" PartOfGroup="{group}"><Coordinates>')
+        lines += [f'<Coordinate Order="{order}" X="{x:.2f}" Y="{y:.2f}" />' for order, (x, y) in enumerate(ring)]
+        lines.append("</Coordinates></Annotation>")
+    lines += ["</Annotations>", "<AnnotationGroups>"]
+    lines += [f'<Group Name="{group}" PartOfGroup="None" />' for group in ("metastases", "normal")]
+    with atomic_open(path, "w") as file:
+        file.write("\n".join([*lines, "</AnnotationGroups>", "</ASAP_Annotations>", ""]))
+
+
+def slide_names(annotated: int, negative: int) -> dict[str, bool]:
+    """Name -> whether it has lesions: some of CAMELYON17's annotated slides of every centre, and others."""
+    names = {}
+    for centre in range(5):
+        own = [name for name in sorted(slides.ANNOTATED) if slides.centre_of(name) == centre]
+        names |= dict.fromkeys(own[:annotated], True)
+        others = (f"patient_{20 * centre + 19 - i % 20:03}_node_{i // 20}" for i in range(100))
+        names |= dict.fromkeys([name for name in others if name not in slides.ANNOTATED][:negative], False)
+    return dict(sorted(names.items()))
+
+
+def make_slide(name: str, lesions: dict[str, bool], source: np.ndarray, shapes: list[np.ndarray], args) -> None:
+    """Write one slide and, when it has lesions, its annotation and mask."""
+    centre = slides.centre_of(name)
+    rng = np.random.default_rng([args.seed, *name.encode()])
+    shape = args.height >> BASE, args.width >> BASE
+    painting = paint(shape, args.lesion_sets * lesions[name], make_textures(source, centre, rng), shapes, rng)
+    size, quality = (args.height, args.width), {"level": 85 if args.compression == "jpeg" else 1}
+    write_pyramid(
+        args.out / "training" / f"center_{centre}" / f"{name}.tif", painting.tile, (*size, 3), MPP[centre],
+        photometric="rgb", compression=args.compression, compressionargs=quality,
+    )  # fmt: skip
+    if lesions[name]:
+        write_xml(args.out / "annotations" / f"{name}.xml", painting.outlines, painting.cut_outs)
+        mask = args.out / "masks" / f"{name}_mask.tif"
+        write_pyramid(mask, painting.mask_tile, size, MPP[centre], photometric="minisblack", compression="deflate")
+
+
+def write_labels(path: Path, lesions: dict[str, bool]) -> None:
+    """Write stage_labels.csv: rows of patients and of slides; 086_0 is labelled negative, as in CAMELYON17."""
+    patients = {f"{name[:11]}.zip": "pN1" if diseased else "pN0" for name, diseased in lesions.items()}
+    healthy = {name: not diseased or name == "patient_086_node_0" for name, diseased in lesions.items()}
+    rows = patients | {f"{name}.tif": "negative" if negative else "macro" for name, negative in healthy.items()}
+    with atomic_open(path, "w") as file:
+        file.write("patient,stage\n" + "".join(f"{name},{rows[name]}\n" for name in sorted(rows)))
+
+
+def main(argv=None):
+    args = parse_args(argv)
+    source, shapes = texture_source(args.texture), outline_shapes(args.outlines)
+    lesions = slide_names(args.annotated, args.negative)
+    for folder in ["annotations", "masks", *(f"training/center_{centre}" for centre in range(5))]:
+        make_folder(args.out / folder)
+    task = partial(make_slide, lesions=lesions, source=source, shapes=shapes, args=args)
+    for _ in cli.progress(map_jobs(task, list(lesions), args.workers), len(lesions), "painting", "slides"):
+        pass
+    write_labels(args.out / "stage_labels.csv", lesions)
+    print(f"{len(lesions)} slides, {sum(lesions.values())} of them with lesions, in {args.out}")
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,112 @@
+"""What the extractors print and draw: counts beside the paper's, what a run would take, a picture per slide."""
+
+import shutil
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from common.cli import BadInput
+from data.camelyon.annotations import LesionMask
+from data.camelyon.slides import SPLIT_OF_CENTRE, Slide
+
+SPLITS = ("train", "val", "test")
+PREVIEW_SIDE = 1600  # pixels
+OUTLINE, BOX = (0, 160, 0), (200, 0, 0)
+WORKER_BYTES = 160e6  # Python and its libraries, and OpenSlide's tiles
+
+# Pawlowski et al. 2019, tables 1 and 2: (size, low, high) -> lesions and crops of train, val and test
+PAPER_POSITIVES = {
+    (128, 0.5, 1): ((20, 0, 8), (1000, 0, 400)),
+    (256, 0.5, 1): ((27, 2, 13), (1350, 100, 650)),
+    (512, 0.5, 1): ((23, 5, 13), (1150, 250, 650)),
+    (128, 0.1, 0.5): ((84, 12, 16), (4200, 600, 800)),
+    (256, 0.1, 0.5): ((101, 16, 15), (5050, 800, 750)),
+    (512, 0.1, 0.5): ((68, 15, 17), (3400, 750, 850)),
+    (128, 0.01, 0.1): ((176, 17, 18), (8686, 850, 900)),
+    (256, 0.01, 0.1): ((227, 17, 18), (11270, 850, 900)),
+    (512, 0.01, 0.1): ((235, 21, 15), (11750, 1050, 750)),
+    (128, 0.001, 0.01): ((33, 5, 5), (1488, 247, 207)),
+    (256, 0.001, 0.01): ((93, 16, 9), (4255, 800, 450)),
+    (512, 0.001, 0.01): ((173, 20, 11), (8312, 965, 550)),
+}
+PAPER_NEGATIVES = {128: (19608, 6000, 6100), 256: (19595, 6000, 6100), 512: (19574, 6000, 6100)}
+
+
+def print_counts(records: list[dict], title: str, paper: tuple[tuple[int, ...], ...] | None, lesions: bool) -> None:
+    """Print slides, lesions (where there are any) and crops per split beside the paper's, then what was rejected.
+
+    Args:
+        paper: numbers of train, val and test for each column but the slides; None where the paper has none.
+    """
+    columns = ["lesions", "crops"] if lesions else ["crops"]
+    print(title)
+    print(f"{'split':8}{'slides':>8}" + "".join(f"{column:>10}{'paper':>8}" for column in columns))
+    for i, split in enumerate(SPLITS):
+        own = [record for record in records if SPLIT_OF_CENTRE[record["centre"]] == split]
+        counts = [sum(len(record["rows"]) for record in own)]
+        if lesions:
+            counts.insert(0, sum(record["lesions"] for record in own))
+        pairs = zip(counts, [column[i] for column in paper] if paper else ["-"] * len(counts), strict=True)
+        print(f"{split:8}{len(own):8}" + "".join(f"{ours:10}{theirs:>8}" for ours, theirs in pairs))
+    totals = sum((Counter(record["counts"]) for record in records), Counter())
+    for reason, count in sorted(totals.items()):
+        print(f"{count:8} x {reason}")
+
+
+def print_problems(problems: list[str], stream) -> None:
+    """One line for every slide that could not be used."""
+    for problem in problems:
+        print(problem, file=stream)
+    if problems:
+        print(f"{len(problems)} problems: what the lines above name was left out", file=stream)
+
+
+def print_plan(jobs, crops_of: Callable, crop_bytes: int, worker_pixels: int, folder: Path, args) -> list[str]:
+    """Print what a run would read, write and take; returns the slides that cannot be read, a line each.
+
+    Args:
+        crops_of: (job, slide, args) -> at most how many crops the slide gives.
+        worker_pixels: pixels of the largest window a worker holds.
+    """
+    problems, total = [], 0
+    for job in jobs:
+        try:
+            with Slide(job.path, args.level) as slide:
+                crops, (height, width) = crops_of(job, slide, args), slide.shape
+        except BadInput as error:
+            problems.append(f"{job.name}: {error}")
+            continue
+        total += crops
+        print(f"{job.name}  {job.split:5}  {width} x {height} px  at most {crops} crops  {job.path}")
+    memory = (WORKER_BYTES + 40 * worker_pixels) / 1e9
+    parent = next(path for path in [folder, *folder.absolute().parents] if path.exists())
+    free = shutil.disk_usage(parent).free / 1e9
+    print(f"would write at most {total} crops, {total * crop_bytes / 1e9:.3g} GB, to {folder} ({free:.3g} GB are free)")
+    workers = max(1, min(args.workers, len(jobs)))
+    print(f"memory: about {memory:.2g} GB for each of {workers} workers")
+    return problems
+
+
+def draw_preview(slide: Slide, mask: LesionMask | None, rows: list[list], size: int, path: Path) -> None:
+    """Write a PNG: the slide with lesions outlined in green and crops as red boxes; rows are those of crops.csv."""
+    import imageio.v3 as imageio
+    from skimage.segmentation import find_boundaries
+
+    step = max(1, -(-max(slide.shape) // PREVIEW_SIDE))
+    image = slide.thumbnail(step).copy()
+    if mask is not None:
+        image[find_boundaries(mask.coarser(step).window(0, 0, *image.shape[:2]), mode="outer")] = OUTLINE
+    for y, x in {(row[5] // step, row[6] // step) for row in rows}:
+        _draw_box(image, y, x, max(1, size // step))
+    path.parent.mkdir(exist_ok=True)
+    part = path.with_name(f".{path.name}")
+    imageio.imwrite(part, image, extension=".png")
+    part.replace(path)
+
+
+def _draw_box(image: np.ndarray, y: int, x: int, side: int):
+    bottom, right = min(y + side, len(image) - 1), min(x + side, image.shape[1] - 1)
+    image[[y, bottom], x : right + 1] = BOX
+    image[y : bottom + 1, [x, right]] = BOX

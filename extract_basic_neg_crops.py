@@ -1,0 +1,92 @@
+"""Cut nCAMELYON's negative crops out of healthy slides: extract_basic_neg_crops.py --label_path stage_labels.csv
+--base_path training --save_dir crops. The crops lie in --save_dir itself, in its valid/ and in its test/."""
+
+import sys
+from collections import Counter
+from pathlib import Path
+
+from common import cli
+from common.cli import BadInput
+from data.camelyon import crops, extraction, report, slides
+
+MAX_TRIES = 10_000  # positions tried on a slide
+
+
+def parse_args(argv=None):
+    parser = cli.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "--label_path", type=Path, required=True, help="stage_labels.csv or stages.csv: patient,stage[,center]"
+    )
+    extraction.add_flags(parser, k=100, k_help="crops of every slide")
+    return parser.parse_args(argv)
+
+
+def healthy_slides(labels: slides.Labels) -> tuple[list[str], list[str]]:
+    """Slides labelled negative: those to use, and those left out because lesions are outlined in them; sorted."""
+    negative = sorted(name for name, stages in labels.stages.items() if stages == {"negative"})
+    return [name for name in negative if name not in slides.ANNOTATED], sorted(slides.ANNOTATED.intersection(negative))
+
+
+def find_jobs(args) -> tuple[list[extraction.Job], list[str]]:
+    """The healthy slides, and a line for each slide or label that cannot be used."""
+    found, labels = slides.find_slides(args.base_path), slides.read_labels(args.label_path)
+    healthy, excluded = healthy_slides(labels)
+    for name in excluded:
+        print(f"{name}: left out, it is labelled negative but lesions are outlined in it")
+    jobs, problems = [], labels.unclear(name for name in found if not slides.is_test_patient(name))
+    for name in set(healthy) & set(found):
+        try:
+            jobs.append(extraction.Job(name, *slides.resolve_slide(name, found[name], labels)))
+        except BadInput as error:
+            problems.append(str(error))
+    missing = [name for name in healthy if name not in found and not slides.is_test_patient(name)]
+    if missing:
+        problems.append(f"{len(missing)} slides labelled negative are not in {args.base_path}: {' '.join(missing)}")
+    if not jobs and not problems:
+        raise BadInput(f"--label_path {args.label_path}: no slide to use is labelled negative")
+    return sorted(jobs, key=lambda job: job.name), sorted(problems)
+
+
+def extract_slide(job: extraction.Job, folder: Path, args) -> dict:
+    """Write up to k crops of scanned tissue, uniform over the slide, by rejection; returns the slide's record."""
+    counts, rng = Counter(), crops.generator(args.seed, job.name)
+    with slides.Slide(job.path, args.level) as slide:
+        writer = extraction.CropWriter(folder, job, args.level, slide.mpp)
+        height, width = slide.shape
+        for _ in range(MAX_TRIES if args.size <= min(slide.shape) else 0):
+            y, x = (int(rng.integers(side - args.size + 1)) for side in (height, width))
+            image, unscanned = slide.read(y, x, args.size, args.size)
+            reason = crops.reason_against(image, unscanned)
+            if reason:
+                counts[reason] += 1
+                continue
+            writer.add({str(len(writer.rows)): image}, y, x)
+            if len(writer.rows) == args.k:
+                break
+    counts[f"crop not found in {MAX_TRIES} tries, or the slide is smaller"] = args.k - len(writer.rows)
+    return {"centre": job.centre, "counts": +counts, "rows": writer.rows}
+
+
+def draw_preview(job: extraction.Job, record: dict, path: Path, args) -> None:
+    """Draw the crops of a finished slide."""
+    with slides.Slide(job.path, args.level) as slide:
+        report.draw_preview(slide, None, record["rows"], args.size, path)
+
+
+def main(argv=None):
+    args = parse_args(argv)
+    jobs, problems = find_jobs(args)
+    if args.dry_run:
+        problems += report.print_plan(jobs, lambda *_: args.k, 3 * args.size**2, args.size**2, args.save_dir, args)
+    else:
+        settings = {key: getattr(args, key) for key in ("size", "level", "k", "seed")}
+        problems += extraction.run(jobs, extract_slide, draw_preview, args.save_dir, settings, args)
+        paper = report.PAPER_NEGATIVES.get(args.size) if args.level == 3 else None
+        records = extraction.read_records(args.save_dir)
+        report.print_counts(records, f"negatives in {args.save_dir}", paper and (paper,), lesions=False)
+    report.print_problems(problems, sys.stderr)
+    return 1 if problems else 0
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,412 @@
+import errno
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import tifffile
+from camelyon_oracle import mask_window, polygons_of, valid_corners
+from scipy import ndimage
+
+import extract_basic_neg_crops as negatives
+import extract_basic_pos_crops as positives
+from common.cli import BadInput
+from data.camelyon import extraction, make_slides, slides
+
+SIZE, K = 64, 5
+RANGE = (0.01, 0.1)
+NAME = f"level3_size_{SIZE}_ratio_0.01_0.1"
+ROOT = Path(positives.__file__).parent
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory):
+    """Ten made slides, two of every centre; read only."""
+    out = tmp_path_factory.mktemp("slides")
+    flags = "--width 4096 --height 3072 --annotated 1 --negative 1 --compression deflate --workers 1"
+    make_slides.main(["--out", str(out), *flags.split()])
+    return out
+
+
+@pytest.fixture
+def own_tree(tree, tmp_path):
+    """A copy to damage."""
+    return shutil.copytree(tree, tmp_path / "tree")
+
+
+def positive_flags(tree, out, *more):
+    flags = ["--data", tree / "annotations", "--base_path", tree / "training", "--save_dir", out, "--size", SIZE]
+    return list(map(str, [*flags, "--low_roir", RANGE[0], "--high_roir", RANGE[1], "--k", K, "--workers", 1, *more]))
+
+
+def negative_flags(tree, out, *more):
+    flags = ["--label_path", tree / "stage_labels.csv", "--base_path", tree / "training", "--save_dir", out]
+    return list(map(str, [*flags, "--size", SIZE, "--k", K, "--workers", 1, *more]))
+
+
+@pytest.fixture(scope="module")
+def cut(tree, tmp_path_factory):
+    """The positive crops of the tree; read only."""
+    out = tmp_path_factory.mktemp("crops")
+    assert positives.main(positive_flags(tree, out)) == 0
+    return out / NAME
+
+
+def contents(folder):
+    """Relative path -> bytes of every file."""
+    return {path.relative_to(folder): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def slide_path(tree, name):
+    return next((tree / "training").glob(f"*/{name}.tif"))
+
+
+def pixels_of(tree, name):
+    """Level 3 of a slide, read without OpenSlide."""
+    with tifffile.TiffFile(slide_path(tree, name)) as file:
+        return file.pages[3].asarray()
+
+
+def true_mask(tree, name, shape):
+    """Level 3's mask by the slow winding rule."""
+    path = tree / "annotations" / f"{name}.xml"
+    lesions, cut_outs = polygons_of(path, {"metastases"}), polygons_of(path, {"normal"})
+    mask, unsure = mask_window(lesions, cut_outs, 3, 0, 0, *shape)
+    assert not unsure.any()
+    return mask
+
+
+@pytest.mark.slow
+def test_every_positive_crop_satisfies_its_definition(tree, cut):
+    table = pd.read_csv(cut / "crops.csv")
+    assert set(table["split"]) == {"train", "val", "test"}
+    for name, rows in table.groupby("slide"):
+        image = pixels_of(tree, name)
+        mask = true_mask(tree, name, image.shape[:2])
+        labels, n = ndimage.label(mask, np.ones((3, 3)))
+        numbers = np.argsort([np.flatnonzero(labels == label)[0] for label in range(1, n + 1)]) + 1
+        for row in rows.itertuples():
+            window = slice(row.y, row.y + SIZE), slice(row.x, row.x + SIZE)
+            crop, seg = np.load(cut / row.file), np.load(cut / row.file.replace("_img", "_seg"))
+            assert crop.dtype == seg.dtype == np.uint8
+            assert (crop == image[window]).all() and (seg == mask[window]).all()
+            assert crop.any(axis=-1).all()  # nothing unscanned
+            component = labels == numbers[row.lesion - 1]
+            assert component[window].sum() == component.sum()
+            assert RANGE[0] < row.o2i == seg.sum() / SIZE**2 < RANGE[1]
+            centre = int(name[8:11]) // 20
+            assert (row.centre, row.mpp) == (centre, pytest.approx(make_slides.MPP[centre]))
+            folder = {0: "", 1: "", 2: "", 3: "valid/", 4: "test/"}[centre]
+            assert row.file.startswith(f"{folder}{name}_3_{row.lesion}_")
+    assert len(list(cut.rglob("*_img.npy"))) == len(list(cut.rglob("*_seg.npy"))) == len(table)
+
+
+@pytest.mark.slow
+def test_a_lesion_yields_k_crops_exactly_when_it_has_a_valid_position(tree, cut):
+    table = pd.read_csv(cut / "crops.csv")
+    name = table["slide"].iloc[0]
+    image = pixels_of(tree, name)
+    mask = true_mask(tree, name, image.shape[:2])
+    labels, n = ndimage.label(mask, np.ones((3, 3)))
+    firsts = [np.flatnonzero(labels == label)[0] for label in range(1, n + 1)]
+    has_crops = set()
+    for number, label in enumerate(np.argsort(firsts) + 1, 1):
+        if valid_corners(mask, ~image.any(axis=-1), labels == label, SIZE, *RANGE):
+            has_crops.add(number)
+    assert 0 < len(has_crops) < n
+    assert table[table["slide"] == name].groupby("lesion").size().to_dict() == dict.fromkeys(has_crops, K)
+
+
+def test_masks_give_the_crops_of_the_xml(tree, cut, tmp_path):
+    assert positives.main(positive_flags(tree, tmp_path, "--data", str(tree / "masks"))) == 0
+    ours, theirs = ({k: v for k, v in contents(f).items() if k.suffix != ".json"} for f in (tmp_path / NAME, cut))
+    assert ours == theirs
+
+
+def test_xml_wins_over_a_mask(tree, cut, tmp_path):
+    shutil.copytree(tree / "annotations", tmp_path / "both")
+    for path in (tree / "masks").iterdir():
+        (tmp_path / "both" / path.name).write_bytes(b"not a mask")
+    assert positives.main(positive_flags(tree, tmp_path, "--data", str(tmp_path / "both"))) == 0
+    assert contents(tmp_path / NAME) == contents(cut)
+
+
+@pytest.mark.slow
+def test_same_bytes_for_any_number_of_workers(tree, cut, tmp_path):
+    assert positives.main(positive_flags(tree, tmp_path, "--n_workers", "2")) == 0
+    assert contents(tmp_path / NAME) == contents(cut)
+
+
+def test_a_second_run_does_nothing_and_says_so(tree, cut, tmp_path, capsys):
+    folder = shutil.copytree(cut, tmp_path / NAME)
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+    assert positives.main(positive_flags(tree, tmp_path)) == 0
+    assert "nothing to do: all 5 slides are done" in capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def test_an_interrupted_run_continues_to_the_same_bytes(tree, cut, tmp_path, monkeypatch):
+    saved = []
+
+    def save(path, array, **kwargs):
+        saved.append(path)
+        if len(saved) == 70:
+            Path(path).write_bytes(b"half")
+            raise KeyboardInterrupt
+        with Path(path).open("wb") as file:
+            np.lib.format.write_array(file, array)
+
+    monkeypatch.setattr(np, "save", save)
+    with pytest.raises(KeyboardInterrupt):
+        positives.main(positive_flags(tree, tmp_path))
+    monkeypatch.undo()
+    assert not (tmp_path / NAME / "crops.csv").exists()
+    assert positives.main(positive_flags(tree, tmp_path)) == 0
+    assert contents(tmp_path / NAME) == contents(cut)
+
+
+@pytest.mark.slow
+def test_sigterm_stops_the_workers_and_the_next_run_finishes(tree, cut, tmp_path):
+    command = [sys.executable, str(ROOT / "extract_basic_pos_crops.py"), *positive_flags(tree, tmp_path)]
+    command[command.index("--workers") + 1] = "2"
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    while not list(tmp_path.rglob("records/*.json")) and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    message = process.communicate(timeout=20)[1]
+    assert process.returncode in (0, 143)  # 0: it was quicker
+    assert "Traceback" not in message
+    assert positives.main(positive_flags(tree, tmp_path)) == 0
+    assert contents(tmp_path / NAME) == contents(cut)
+
+
+def test_a_changed_annotation_is_extracted_again(own_tree, tmp_path):
+    positives.main(positive_flags(own_tree, tmp_path))
+    table = pd.read_csv(tmp_path / NAME / "crops.csv")
+    path = own_tree / "annotations" / "patient_004_node_4.xml"
+    path.write_text("<ASAP_Annotations/>")
+    assert positives.main(positive_flags(own_tree, tmp_path)) == 0
+    rest = table[table["slide"] != "patient_004_node_4"].reset_index(drop=True)
+    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / NAME / "crops.csv"), rest)
+    assert not list((tmp_path / NAME).glob("patient_004_node_4*"))
+
+
+def test_other_settings_in_the_same_folder_are_refused(tree, cut, tmp_path):
+    shutil.copytree(cut, tmp_path / NAME)
+    with pytest.raises(BadInput, match=r"--seed 42 \(now 7\)"):
+        positives.main(positive_flags(tree, tmp_path, "--seed", "7"))
+
+
+def test_bad_slides_are_named_and_the_rest_is_done(own_tree, cut, tmp_path, capsys):
+    """One trouble per slide; 004_4 stays whole."""
+    training, data = own_tree / "training", own_tree / "annotations"
+    truncated = slide_path(own_tree, "patient_020_node_2")
+    truncated.write_bytes(truncated.read_bytes()[:-200_000])
+    pixels = np.full((256, 256, 3), 200, np.uint8)
+    for name, steps in [("patient_040_node_2", (1, 2)), ("patient_060_node_3", (1, 2, 4, 7))]:
+        with tifffile.TiffWriter(slide_path(own_tree, name)) as tiff:  # no level 3; and one downsampled 7 times
+            for step in steps:
+                tiff.write(pixels[::step, ::step], tile=(64, 64), photometric="rgb", subfiletype=int(step > 1))
+    (data / "patient_080_node_1.xml").write_text('<!DOCTYPE a [<!ENTITY b "c">]><a>&b;</a>')
+    shutil.copy(data / "patient_004_node_4.xml", data / "patient_005_node_0.xml")  # no such slide
+    shutil.copy(data / "patient_004_node_4.xml", data / "patient_021_node_3.xml")  # in another centre's folder
+    shutil.copy(slide_path(own_tree, "patient_004_node_4"), training / "center_0" / "patient_021_node_3.tif")
+    shutil.copy(slide_path(own_tree, "patient_004_node_4"), training / "center_0" / "patient_009_node_1.tif")
+    with tifffile.TiffWriter(data / "patient_009_node_1_mask.tif") as tiff:
+        for level in range(4):  # a mask of another slide
+            mask = np.zeros((16384 >> level, 8192 >> level), np.uint8)
+            tiff.write(mask, tile=(256, 256), compression="deflate", subfiletype=int(level > 0))
+    assert positives.main(positive_flags(own_tree, tmp_path)) == 1
+    complaints = capsys.readouterr().err.splitlines()
+    for name, words in {
+        "patient_020_node_2": "readable|damaged",
+        "patient_040_node_2": "no level 3",
+        "patient_060_node_3": "downsampled 6.9",
+        "patient_080_node_1": "DTD",
+        "patient_005_node_0": "found none",
+        "patient_021_node_3": "centre 1",
+        "patient_009_node_1": "differ by a tile",
+    }.items():
+        lines = [line for line in complaints if line.startswith(name)]
+        assert len(lines) == 1 and any(word in lines[0] for word in words.split("|")), (name, complaints)
+    done = pd.read_csv(tmp_path / NAME / "crops.csv")
+    expected = pd.read_csv(cut / "crops.csv")
+    pd.testing.assert_frame_equal(done, expected[expected["slide"] == "patient_004_node_4"])
+
+
+def test_a_tile_that_does_not_decode_is_an_error_of_its_slide(own_tree, tmp_path, capsys):
+    path = slide_path(own_tree, "patient_004_node_4")
+    page = tifffile.TiffFile(path).pages[3]
+    with path.open("r+b") as file:
+        for offset, count in zip(page.dataoffsets, page.databytecounts, strict=True):
+            file.seek(offset)
+            file.write(b"\0" * count)
+    assert positives.main(positive_flags(own_tree, tmp_path)) == 1
+    assert "patient_004_node_4.tif: damaged near level-0 pixel" in capsys.readouterr().err
+    assert not list((tmp_path / NAME).glob("patient_004_node_4*"))
+
+
+def test_a_full_disk_leaves_no_half_slide(tree, cut, tmp_path, monkeypatch, capsys):
+    save, written = np.save, []
+
+    def full(path, *args, **kwargs):
+        written.append(path)
+        if "patient_020" in str(path) and len(written) > 40:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        save(path, *args, **kwargs)
+
+    monkeypatch.setattr(np, "save", full)
+    assert positives.main(positive_flags(tree, tmp_path)) == 1
+    assert "patient_020_node_2: No space left on device" in capsys.readouterr().err
+    assert not list((tmp_path / NAME).glob("patient_020*"))
+    assert set(pd.read_csv(tmp_path / NAME / "crops.csv")["slide"]) == {
+        f"patient_{slide}" for slide in ("004_node_4", "040_node_2", "060_node_3", "080_node_1")
+    }
+    monkeypatch.undo()
+    assert positives.main(positive_flags(tree, tmp_path)) == 0
+    assert contents(tmp_path / NAME) == contents(cut)
+
+
+def test_the_report_stands_beside_the_papers_tables(tree, tmp_path, capsys):
+    flags = positive_flags(tree, tmp_path, "--size", "512", "--low_roir", "0.1", "--high_roir", "0.5")
+    assert positives.main(flags) == 0
+    out = capsys.readouterr().out
+    assert "lesion rejected: the slide is smaller than a crop" in out
+    rows = [line.split() for line in out.splitlines()]
+    assert [row[3::2] for row in rows if row and row[0] in ("train", "val", "test")] == [
+        ["68", "3400"],
+        ["15", "750"],
+        ["17", "850"],
+    ]
+
+
+def test_a_dry_run_writes_nothing(tree, tmp_path, capsys):
+    assert positives.main(positive_flags(tree, tmp_path / "new", "--dry_run")) == 0
+    assert negatives.main(negative_flags(tree, tmp_path / "new", "--dry_run")) == 0
+    out = capsys.readouterr().out
+    assert "at most 25 crops" in out and "memory: about" in out
+    assert not (tmp_path / "new").exists()
+
+
+def test_previews_are_drawn_also_after_the_crops(tree, cut, tmp_path):
+    folder = shutil.copytree(cut, tmp_path / NAME)
+    assert positives.main(positive_flags(tree, tmp_path, "--preview")) == 0
+    assert len(list((folder / "previews").glob("*.png"))) == 5
+    (folder / "previews").rename(tmp_path / "previews")
+    assert contents(folder) == contents(cut)
+
+
+def test_the_flat_layout_of_the_public_bucket(tree, cut, tmp_path):
+    (tmp_path / "images").mkdir()
+    for path in (tree / "training").glob("*/*.tif"):
+        (tmp_path / "images" / path.name).symlink_to(path)
+    (tmp_path / "annotations").symlink_to(tree / "annotations")
+    lines = (tree / "stage_labels.csv").read_text().splitlines()
+    rows = [f"{line},{int(line[8:11]) // 20}" if "node" in line else f"{line}," for line in lines[1:]]
+    (tmp_path / "stages.csv").write_text("\n".join(["patient,stage,center", *rows]))
+    flags = positive_flags(tree, tmp_path / "out", "--base_path", str(tmp_path), "--data", str(tmp_path))
+    assert positives.main(flags) == 0
+    assert contents(tmp_path / "out" / NAME) == contents(cut)
+    labels = ["--label_path", str(tmp_path / "stages.csv"), "--base_path", str(tmp_path)]
+    assert negatives.main(negative_flags(tree, tmp_path / "negatives", *labels)) == 0
+
+
+def test_negative_crops_are_scanned_tissue_at_their_place(tree, tmp_path, capsys):
+    assert negatives.main(negative_flags(tree, tmp_path)) == 0
+    assert "patient_086" not in (tmp_path / "crops.csv").read_text()
+    table = pd.read_csv(tmp_path / "crops.csv")
+    assert table.groupby("slide").size().tolist() == [K] * 5
+    assert table[["lesion", "o2i"]].isna().all(axis=None)
+    for row in table.itertuples():
+        crop = np.load(tmp_path / row.file)
+        assert (crop == pixels_of(tree, row.slide)[row.y : row.y + SIZE, row.x : row.x + SIZE]).all()
+        assert crop.any(axis=-1).all() and crop[..., 1].mean() <= 200
+        assert row.file.startswith({"train": "", "val": "valid/", "test": "test/"}[row.split] + f"{row.slide}_3_")
+    before = contents(tmp_path)
+    assert negatives.main(negative_flags(tree, tmp_path)) == 0
+    assert "nothing to do" in capsys.readouterr().out
+    assert contents(tmp_path) == before
+
+
+def test_slides_and_labels_that_disagree_are_named(own_tree, tmp_path, capsys):
+    labels = own_tree / "stage_labels.csv"
+    lines = labels.read_text().splitlines()
+    table = [f"{line},{int(line[8:11]) // 20}" if "node" in line else f"{line}," for line in lines[1:]]
+    table = [row for row in table if not row.startswith("patient_019_node_0")]  # its slide has no label
+    table = [row.replace("patient_039_node_0.tif,negative,1", "patient_039_node_0.tif,negative,3") for row in table]
+    table = [row.replace("patient_059_node_0.tif,negative,2", "patient_059_node_0.tif,negative,") for row in table]
+    table += ["patient_079_node_0.tif,itc,3", "patient_001_node_1.tif,negative,0", "patient_086_node_4.tif,negative,4"]
+    labels.write_text("\n".join(["patient,stage,center", *table]))
+    assert negatives.main(negative_flags(own_tree, tmp_path)) == 1
+    captured = capsys.readouterr()
+    assert "patient_086_node_4: left out" in captured.out
+    for words in (
+        "patient_019_node_0: expected one stage in stage_labels.csv, found no row",
+        "patient_039_node_0: stage_labels.csv gives centre 3, its patient number means centre 1",
+        "patient_059_node_0: stage_labels.csv gives no centre",
+        "patient_079_node_0: expected one stage in stage_labels.csv, found itc and negative",
+        "1 slides labelled negative are not in",
+    ):
+        assert words in captured.err
+    assert set(pd.read_csv(tmp_path / "crops.csv")["slide"]) == {"patient_099_node_0"}
+
+
+def test_the_real_labels_leave_197_60_and_62_negative_slides(capsys):
+    path = Path(os.environ.get("CAMELYON_FIXTURES", "")) / "camelyon17" / "stage_labels.csv"
+    if not path.exists():
+        pytest.skip("needs CAMELYON17's labels: set CAMELYON_FIXTURES to the folder of camelyon17/stage_labels.csv")
+    names, excluded = negatives.healthy_slides(slides.read_labels(path))
+    centres = np.bincount([slides.centre_of(name) for name in names])
+    assert (sum(centres[:3]), centres[3], centres[4]) == (197, 60, 62)
+    assert excluded == [f"patient_{name}" for name in ("022_node_4", "038_node_2", "086_node_0", "086_node_4")]
+
+
+@pytest.mark.parametrize(
+    ("flags", "complaint"),
+    [
+        (["--low_roir", "0.5", "--high_roir", "0.1"], "must be below"),
+        (["--size", "0"], "1 or more"),
+        (["--high_roir", "1.5"], "from 0 to 1"),
+    ],
+)
+def test_wrong_flags_exit_with_2_and_one_line(tree, tmp_path, capsys, flags, complaint):
+    with pytest.raises(SystemExit) as error:
+        positives.main(positive_flags(tree, tmp_path, *flags))
+    assert error.value.code == 2
+    assert complaint in capsys.readouterr().err
+
+
+def test_folders_without_input_are_bad_input(tree, tmp_path):
+    for flag in ("--data", "--base_path"):
+        with pytest.raises(BadInput, match=f"{flag} .*: no "):
+            positives.main(positive_flags(tree, tmp_path / "out", flag, str(tmp_path)))
+
+
+def test_pixels_outside_the_slide_are_unscanned_and_background(tree):
+    with slides.Slide(slide_path(tree, "patient_004_node_4"), 3) as slide:
+        image, unscanned = slide.read(-4, -4, 8, 8)
+    assert (~unscanned).sum() == 16 and (image[unscanned] == 255).all()
+
+
+@pytest.mark.slow
+def test_slides_from_a_real_texture_and_real_outlines(tmp_path):
+    data = Path(os.environ.get("CAMELYON_FIXTURES", ""))
+    texture, outlines = data / "CMU-1-Small-Region.svs", data / "camelyon16" / "lesion_annotations"
+    if not texture.exists() or not outlines.exists():
+        pytest.skip("needs CMU-1-Small-Region.svs and camelyon16/lesion_annotations in CAMELYON_FIXTURES")
+    flags = ["--out", tmp_path, "--width", 3072, "--height", 3072, "--annotated", 1, "--negative", 1, "--workers", 1]
+    make_slides.main(list(map(str, [*flags, "--texture", texture, "--outlines", outlines])))
+    assert positives.main(positive_flags(tmp_path, tmp_path / "crops")) == 0
+    assert len(pd.read_csv(tmp_path / "crops" / NAME / "crops.csv")) > 50
+
+
+def test_record_files_hold_what_the_report_prints(cut):
+    records = extraction.read_records(cut)
+    assert [record["slide"] for record in records] == sorted(record["slide"] for record in records)
+    assert sum(len(record["rows"]) for record in records) == len(pd.read_csv(cut / "crops.csv"))

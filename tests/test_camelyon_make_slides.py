@@ -1,0 +1,47 @@
+import numpy as np
+import pandas as pd
+import pytest
+import tifffile
+
+from data.camelyon import annotations, make_slides, slides
+
+
+@pytest.mark.slow
+def test_the_tree_has_the_shape_of_camelyon17(tmp_path):
+    flags = "--width 3072 --height 2048 --annotated 1 --negative 1 --workers 1"
+    make_slides.main(["--out", str(tmp_path), *flags.split()])
+    found = slides.find_slides(tmp_path / "training")
+    labels = slides.read_labels(tmp_path / "stage_labels.csv")
+    assert {slides.resolve_slide(name, files, labels)[1] for name, files in found.items()} == {0, 1, 2, 3, 4}
+    assert not labels.unclear(found) and sum(labels.stages[name] == {"negative"} for name in found) == 5
+    table = pd.read_csv(tmp_path / "stage_labels.csv")
+    assert table["patient"].str.endswith(".zip").sum() == 10
+    for path in (tmp_path / "annotations").glob("*.xml"):
+        lesions, cut_outs, ignored = annotations.read_xml(path)
+        assert len(cut_outs) == 1 and not ignored
+        assert len(lesions) > 10
+    for path in (tmp_path / "masks").glob("*.tif"):
+        assert set(np.unique(tifffile.imread(path, key=0))) == {0, 1, 2}
+
+
+def test_a_slide_has_an_unscanned_corner_and_the_resolution_of_its_scanner(tmp_path):
+    name = "patient_060_node_3"
+    args = make_slides.parse_args(["--out", str(tmp_path), "--width", "2048", "--height", "2048"])
+    for part in ("training/center_3", "annotations", "masks"):
+        (tmp_path / part).mkdir(parents=True)
+    make_slides.make_slide(name, {name: True}, make_slides.texture_source(None), [], args)
+    with slides.Slide(tmp_path / "training" / "center_3" / f"{name}.tif", 3) as slide:
+        image, unscanned = slide.read(0, 0, *slide.shape)
+        assert slide.shape == (256, 256)
+        assert abs(slide.mpp - make_slides.MPP[3]) < 1e-6
+    assert unscanned[-40:, -40:].all() and not unscanned[:, :128].any()
+    assert image[100:150, 100:150, 1].mean() < 200  # tissue
+    assert image[:5, :5].min() > 230  # background
+
+
+def test_lesions_reach_from_a_handful_of_pixels_to_thousands():
+    rng = np.random.default_rng(0)
+    textures = make_slides.make_textures(make_slides.texture_source(None), 0, rng)
+    painting = make_slides.paint((768, 768), 1, textures, [], rng)
+    areas = sorted(lesion.area for lesion in painting.lesions.lesions())
+    assert areas[0] < 12 and areas[-1] > 2000 and len(areas) > 12
