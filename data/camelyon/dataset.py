@@ -1,0 +1,159 @@
+"""nCAMELYON crops on disk -> class-balanced splits of images and labels."""
+
+import hashlib
+import random
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from torch.utils.data import Dataset
+
+from common.cli import BadInput
+from data.camelyon.slides import SPLIT_FOLDERS
+
+FINGERPRINT_FILES = 16
+
+
+def add_flags(parser) -> None:
+    """Declare `--pos_path` and `--neg_path`; which command needs them is its own to check."""
+    holds = "holds the training crops, valid/ and test/; crops.csv names the crops, where there is one"
+    parser.add_argument("--pos_path", "-p", type=Path, help=f"folder of positive crops: {holds}")
+    parser.add_argument("--neg_path", "-n", type=Path, help=f"folder of negative crops: {holds}")
+
+
+def load_splits(args, names: Sequence[str] = tuple(SPLIT_FOLDERS)) -> dict[str, "CamelyonCrops"]:
+    """The splits called for, by name, from args.pos_path, args.neg_path and args.seed.
+
+    BadInput: a path not given, a folder missing, unfinished, of the other class or without crops of a split called
+    for, crops of mixed sizes, a damaged crop.
+    """
+    for flag in ("pos_path", "neg_path"):
+        if getattr(args, flag) is None:
+            raise BadInput(f"--{flag} is needed")
+    listed = {flag: list_crops(getattr(args, flag), flag) for flag in ("pos_path", "neg_path")}
+    splits = {}
+    for name in names:
+        for flag, files in listed.items():
+            if not files[name]:
+                raise BadInput(f"--{flag} {getattr(args, flag) / SPLIT_FOLDERS[name]}: no crops for the {name} split")
+        splits[name] = CamelyonCrops(
+            args.pos_path, listed["pos_path"][name], args.neg_path, listed["neg_path"][name], args.seed
+        )
+    sizes = {split.size: name for name, split in splits.items()}
+    if len(sizes) > 1:
+        raise BadInput(
+            "--pos_path, --neg_path: crops differ in size: " + ", ".join(f"{sizes[s]} {s} px" for s in sizes)
+        )
+    return splits
+
+
+def list_crops(folder: Path, flag: str) -> dict[str, list[str]]:
+    """Split -> sorted names, relative to the folder, of its crops: those in crops.csv, or else all that lie there."""
+    if not folder.is_dir():
+        raise BadInput(f"--{flag} {folder}: no such folder")
+    if (folder / "crops.csv").exists():
+        found = _listed_in_table(folder, flag)
+    elif (folder / "extraction.json").exists():
+        raise BadInput(f"--{flag} {folder}: the extraction has not finished; run the same command again")
+    else:
+        found = [
+            path.relative_to(folder).as_posix()
+            for part in SPLIT_FOLDERS.values()
+            for path in (folder / part).glob("*.npy")
+        ]
+    positive = flag == "pos_path"
+    crops = sorted(name for name in found if not name.endswith("_seg.npy") and name.endswith("_img.npy") == positive)
+    if not crops:
+        other = f", but crops for --{'neg' if positive else 'pos'}_path" if found else ""
+        raise BadInput(f"--{flag} {folder}: no {'positive' if positive else 'negative'} crops in it{other}")
+    parts = {split: f"{part}/" if part else "" for split, part in SPLIT_FOLDERS.items()}
+    return {split: [name for name in crops if name[: name.rfind("/") + 1] == part] for split, part in parts.items()}
+
+
+def _listed_in_table(folder, flag):
+    import pandas as pd
+
+    try:
+        return pd.read_csv(folder / "crops.csv", usecols=["file"], dtype=str)["file"].dropna().tolist()
+    except ValueError as error:
+        raise BadInput(f"--{flag} {folder / 'crops.csv'}: not a table of crops: {error}") from None
+
+
+class CamelyonCrops(Dataset):
+    """A class-balanced nCAMELYON split. Item: image (3, S, S) float32 in [0, 1], label 1 = lesion, 0 = none.
+
+    The smaller class decides how many crops of each are taken, the seed which; positives come first, each class in
+    sorted order. `labels` (N,) int64; `names` are relative to the folders; `size` is S. BadInput when the files
+    differ in size or one is damaged.
+    """
+
+    in_channels = 3
+
+    def __init__(self, pos_path: Path, positives: list[str], neg_path: Path, negatives: list[str], seed: int):
+        n = min(len(positives), len(negatives))
+        if n == 0:
+            raise BadInput(f"need crops of both classes, found {len(positives)} positive, {len(negatives)} negative")
+        rng = random.Random(seed)
+        chosen = [sorted(rng.sample(sorted(names), n)) for names in (positives, negatives)]
+        self.names = chosen[0] + chosen[1]
+        self.files = [Path(pos_path) / name for name in chosen[0]] + [Path(neg_path) / name for name in chosen[1]]
+        self.labels = np.repeat(np.array([1, 0], np.int64), n)
+        self.size = _common_size(self.files)
+        self.has_positions = all(_seg_path(path).exists() for path in self.files[:n])
+
+    def __len__(self):
+        return len(self.files)
+
+    def __getitem__(self, i: int):
+        import torch
+
+        crop = torch.from_numpy(_load(self.files[i], (self.size, self.size, 3)))  # (S, S, 3) uint8
+        return crop.permute(2, 0, 1).float() / 255, int(self.labels[i])  # (3, S, S)
+
+    def lesion_mask(self, i: int) -> np.ndarray | None:
+        """Lesion pixels of crop i, bool (S, S); None for negatives and where no mask was kept."""
+        path = _seg_path(self.files[i])
+        if self.labels[i] == 0 or not path.exists():
+            return None
+        values = _load(path, (self.size, self.size))
+        return (values == 1) | (values == 255)
+
+    def fingerprint(self) -> str:
+        """Digest of the chosen crops' names and labels and of some of their bytes, wherever the folders lie."""
+        digest = hashlib.sha256("\n".join(self.names).encode())
+        for i in np.unique(np.linspace(0, len(self) - 1, FINGERPRINT_FILES).astype(int)):
+            digest.update(self.files[i].read_bytes())
+        return digest.hexdigest()
+
+
+def _seg_path(path: Path) -> Path:
+    return path.with_name(path.name.removesuffix("_img.npy") + "_seg.npy")
+
+
+def _load(path, shape):
+    """The uint8 array of this shape that a file holds. BadInput when it does not."""
+    try:
+        array = np.load(path, allow_pickle=False)
+    except FileNotFoundError:
+        raise BadInput(f"{path}: no such file; it is listed in crops.csv") from None
+    except (OSError, ValueError, EOFError) as error:
+        raise BadInput(f"{path}: damaged: {error}") from None
+    if array.dtype != np.uint8 or array.shape != shape:
+        raise BadInput(f"{path}: expected a uint8 array of shape {shape}, found {array.dtype} {array.shape}")
+    return array
+
+
+def _common_size(files):
+    """S of the crops, all uint8 (S, S, 3). A file's length tells its shape, so that few need to be opened."""
+    size, known = None, set()
+    for path in files:
+        try:
+            length = path.stat().st_size
+            shape = None if length in known else np.load(path, mmap_mode="r", allow_pickle=False).shape
+        except (OSError, ValueError, EOFError) as error:
+            raise BadInput(f"{path}: missing or damaged: {error}") from None
+        size = shape[0] if size is None else size
+        if shape not in (None, (size, size, 3)):
+            raise BadInput(f"{path}: expected a crop of shape {(size, size, 3)} like the others, found {shape}")
+        known.add(length)
+    return size

@@ -1,0 +1,32 @@
+"""Train the needle classifier on nCAMELYON crops: train_camelyon.py --pos_path POS --neg_path NEG --logdir runs/512"""
+
+import numpy as np
+
+import models
+import train
+from common import cli, device
+from data import loaders
+from data.camelyon import dataset
+
+
+def parse_args(argv=None):
+    parser = cli.ArgumentParser(description=__doc__)
+    dataset.add_flags(parser)
+    loaders.add_flags(parser)
+    models.add_flags(parser, receptive_field=9)  # the paper's best for nCAMELYON
+    train.add_flags(parser)
+    return parser.parse_args(argv)
+
+
+def main(argv=None):
+    args = parse_args(argv)
+    splits = dataset.load_splits(args)
+    device.seed_everything(args.seed)  # before the weights are drawn
+    model = models.build_model(models.ModelConfig.from_args(args, in_channels=3))
+    size = len(splits["train"])
+    draw = loaders.shuffles(size, args.seed)
+    train.fit(model, loaders.make_loaders(splits, args, np.arange(size), draw), args)
+
+
+if __name__ == "__main__":
+    cli.run(main)
