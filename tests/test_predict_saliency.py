@@ -1,0 +1,153 @@
+import json
+
+import imageio.v3 as imageio
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from test_checkpoint import old_checkpoint
+
+import predict_saliency
+import train_mnist
+from common.cli import BadInput
+from data.cluttered_mnist import generate_data
+from models import ModelConfig, build_model
+from models.saliency import saliency_maps
+from predict_saliency import detection, object_mask
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A small nMNIST of scikit-learn's digits and a run of one epoch on it."""
+    folder = tmp_path_factory.mktemp("saliency")
+    data, logdir = folder / "data", folder / "run"
+    flags = "--canvas 64 --patch-size 64 --mnist digits --duplicates 1 --format none --workers 1"
+    generate_data.main([*flags.split(), "--out", str(data)])
+    flags = "--width -2 -e 1 -b 16 --num_examples 32 --kernel3 1_1_0_0 --workers 0 --device cpu"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("data.loaders.PAPER_TRAIN_SIZE", 32)
+        train_mnist.main([*flags.split(), "--data_path", str(data), "--logdir", str(logdir)])
+    return data, logdir
+
+
+def explain(trained, *flags):
+    data, logdir = trained
+    arguments = [
+        "--datatype",
+        "mnist",
+        "--data_path",
+        data,
+        "--logdir",
+        logdir,
+        "--workers",
+        0,
+        "--device",
+        "cpu",
+        *flags,
+    ]
+    predict_saliency.main(list(map(str, arguments)))
+    return pd.read_csv(logdir / "saliency" / "pred.csv"), logdir / "saliency"
+
+
+def test_folder_holds_maps_tables_and_pictures(trained):
+    explain(trained, "--split", "test", "--overlays", 5)  # a larger split first: nothing of it may stay
+    table, folder = explain(trained, "--overlays", 3)
+    assert len(list(folder.glob("sal_*.npy"))) == len(table)
+    n = len(table)
+    assert list(table.columns) == [
+        *("img", "img_path", "label", "pred", "prob", "peak_y", "peak_x", "confidence", "hit")
+    ]
+    assert table.img.tolist() == list(range(n))
+    csv = pd.read_csv(trained[0] / "val.csv")
+    assert table.img_path.tolist() == csv.img_path.tolist()
+    assert table.label.tolist() == csv.label.tolist()
+    for i in (0, n - 1):
+        saliency, local = np.load(folder / f"sal_{i}.npy"), np.load(folder / f"pred_{i}.npy")
+        assert (saliency.shape, saliency.dtype) == ((64, 64), np.float32)
+        assert local.shape == (8, 8)
+        assert 0 <= local.min() <= local.max() <= 1
+        row = table.loc[i]
+        assert saliency[row.peak_y, row.peak_x] == saliency.max() == np.float32(row.confidence)
+    assert sorted(path.name for path in folder.glob("overlay_*")) == [f"overlay_{i}.png" for i in range(3)]
+    assert imageio.imread(folder / "overlay_0.png").shape == (64, 64, 3)
+    assert imageio.imread(folder / "contact_sheet.png").ndim == 3
+    scores = json.loads((folder / "localization.json").read_text())
+    assert scores["hits"] == table.hit.sum()
+    assert 0 <= scores["average_precision"] <= 1
+
+
+def test_hits_lie_inside_the_needles_box(trained):
+    table, _ = explain(trained)
+    csv = pd.read_csv(trained[0] / "val.csv")
+    inside = table.peak_y.between(csv.needle_y, csv.needle_y + 27) & table.peak_x.between(
+        csv.needle_x, csv.needle_x + 27
+    )
+    assert table.hit.tolist() == inside.astype(int).tolist()  # a negative's empty position is never inside
+
+
+def test_the_network_comes_from_the_checkpoint_and_a_contradiction_is_an_error(trained):
+    explain(trained, "--receptive_field", 9, "--width", -2)  # repeats what the checkpoint says
+    with pytest.raises(BadInput, match=r"--kernel3 .* leave the flag out"):
+        explain(trained, "--receptive_field", 33)
+    with pytest.raises(BadInput, match=r"--data_scaling 0\.5"):
+        explain(trained, "--data_scaling", 0.5)
+    with pytest.raises(BadInput, match="--datatype camelyon"):
+        explain(trained, "--datatype", "camelyon")
+
+
+def test_a_needle_is_outlined_and_without_positions_ap_is_left_out(trained, tmp_path, capsys):
+    data, _ = trained
+    blind = tmp_path / "data"
+    blind.mkdir()
+    for path in data.iterdir():
+        (blind / path.name).symlink_to(path)
+    (blind / "val.csv").unlink()
+    pd.read_csv(data / "val.csv")[["img_path", "label"]].to_csv(blind / "val.csv", index=False)
+    table, folder = explain((blind, trained[1]))
+    assert table.hit.isna().all()
+    assert "average_precision" not in json.loads((folder / "localization.json").read_text())
+    assert "localisation left out" in capsys.readouterr().out
+
+
+def test_saliency_is_the_gradient_of_the_positive_logit():
+    model = build_model(ModelConfig(3, width=-2)).double().eval()
+    images = torch.rand(1, 3, 24, 24, dtype=torch.float64)
+    saliency, _, logits = saliency_maps(model, images)
+    y, x, step = 10, 13, 1e-6
+    gradient = []
+    for channel in range(3):
+        moved = images.clone()
+        moved[0, channel, y, x] += step
+        gradient.append((model(moved)[0, 1] - logits[0, 1]).item() / step)
+    assert saliency[0, y, x].item() == pytest.approx(np.sqrt(np.mean(np.square(gradient))), rel=1e-3)
+
+
+class OneNeedle:
+    """A data set of one positive with a needle at (5, 7), and a negative."""
+
+    names, has_positions = ("a", "b"), True
+
+    def needle_box(self, i):
+        return (5, 7, 33, 35) if i == 0 else None
+
+
+@pytest.mark.parametrize(("peak", "hit"), [((5, 7), 1), ((32, 34), 1), ((33, 34), 0), ((4, 7), 0), ((32, 35), 0)])
+def test_the_box_is_28_pixels_with_its_ends_inside(peak, hit):
+    saliency = np.zeros((64, 64), np.float32)
+    saliency[peak] = 1
+    assert detection(OneNeedle(), 0, 1, 0.9, saliency)["hit"] == hit
+    assert detection(OneNeedle(), 1, 0, 0.1, saliency)["hit"] == 0
+    assert object_mask(OneNeedle(), 0, (64, 64)).sum() == 28 * 28
+
+
+def test_a_first_release_checkpoint_is_explained(trained, tmp_path):
+    torch.save(
+        old_checkpoint(build_model(ModelConfig(1, (1, 1, 0, 0), -2, "attention"))), tmp_path / "best_checkpoint.pth"
+    )
+    table, _ = explain((trained[0], tmp_path))
+    assert len(table) > 0
+
+
+def test_a_log_folder_without_checkpoint_is_named(trained, tmp_path):
+    with pytest.raises(BadInput, match=r"best_checkpoint\.pth: no such checkpoint"):
+        explain((trained[0], tmp_path))
