@@ -1,0 +1,111 @@
+"""Time and memory of cutting one slide's positive crops, against a version that loads the level and labels it whole.
+
+Prints one table. Without --slide a slide of modest size is made; nothing is kept on disk.
+"""
+
+import multiprocessing
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import extract_basic_pos_crops as ours
+from common import cli
+from data.camelyon import annotations, crops, extraction, make_slides, slides
+
+TRIES = 1000  # positions the baseline tries for a lesion; the first release tried ten times as many
+
+
+def parse_args(argv=None):
+    parser = cli.ArgumentParser(description=__doc__)
+    parser.add_argument("--slide", type=Path, help="slide to measure (default: one is made, of --width x --height)")
+    parser.add_argument("--annotation", type=Path, help="its XML or mask TIFF")
+    parser.add_argument("--width", default="24576", help="level-0 pixels of the slide that is made")
+    parser.add_argument("--height", default="24576", help="level-0 pixels of the slide that is made")
+    parser.add_argument("--lesion_sets", default="4", help="sets of 15 lesions on the slide that is made")
+    parser.add_argument(
+        "--sizes", type=int, nargs="+", default=[128, 512], help="sides of the crops, pixels of level 3"
+    )
+    return parser.parse_args(argv)
+
+
+def make_slide(folder: Path, args) -> extraction.Job:
+    """Paint a slide with its annotation into the folder."""
+    name, sides = "patient_004_node_4", ["--width", args.width, "--height", args.height]
+    options = make_slides.parse_args(["--out", str(folder), *sides, "--lesion_sets", args.lesion_sets])
+    for part in ("training/center_0", "annotations", "masks"):
+        (folder / part).mkdir(parents=True)
+    make_slides.make_slide(name, {name: True}, make_slides.texture_source(None), [], options)
+    slide = folder / "training" / "center_0" / f"{name}.tif"
+    return extraction.Job(name, slide, 0, folder / "annotations" / f"{name}.xml")
+
+
+def extract_whole(job: extraction.Job, folder: Path, args) -> dict:
+    """The baseline: level and mask as whole arrays, scipy's labels, random positions until k of a lesion are good."""
+    from scipy import ndimage
+
+    with slides.Slide(job.path, args.level) as slide:
+        image, unscanned = slide.read(0, 0, *slide.shape)
+        mask = annotations.read_mask(job.annotation, slide).window(0, 0, *slide.shape)
+        writer = extraction.CropWriter(folder, job, args.level, slide.mpp)
+    labels, _ = ndimage.label(mask, np.ones((3, 3)))
+    used, rng = 0, np.random.default_rng(args.seed)
+    for number, (rows, columns) in enumerate(ndimage.find_objects(labels), 1):
+        lesion = annotations.Lesion(number, rows.start, rows.stop, columns.start, columns.stop, 0)
+        box, before = crops.placements(lesion, args.size, mask.shape), len(writer.rows)
+        for _ in range(TRIES if isinstance(box, crops.Box) else 0):
+            y, x = rng.integers(box.top, box.bottom), rng.integers(box.left, box.right)
+            part = slice(y, y + args.size), slice(x, x + args.size)
+            if args.low_roir < mask[part].mean() < args.high_roir and not unscanned[part].any():
+                i = len(writer.rows) - before
+                writer.add({f"{number}_{i}_img": image[part], f"{number}_{i}_seg": mask[part].astype("uint8")}, y, x)
+                if i + 1 == args.k:
+                    break
+        used += len(writer.rows) > before
+    return {"centre": job.centre, "lesions": used, "counts": Counter(), "rows": writer.rows}
+
+
+def _measure(extract, job, args, results):
+    """Runs in a process of its own, so that its peak memory is that of the extraction."""
+    with tempfile.TemporaryDirectory() as folder:
+        start = time.perf_counter()
+        record = extract(job, Path(folder), args)
+        seconds = time.perf_counter() - start
+    status = Path("/proc/self/status").read_text()  # VmHWM: the most memory ever resident, in kB
+    results.put((seconds, int(status.split("VmHWM:")[1].split()[0]) / 1e6, record["lesions"], len(record["rows"])))
+
+
+def measure(extract, job: extraction.Job, args) -> tuple[float, float, int, int]:
+    """(seconds, peak memory in GB, lesions, crops) of one extraction."""
+    context = multiprocessing.get_context("spawn")
+    results = context.SimpleQueue()
+    process = context.Process(target=_measure, args=(extract, job, args, results))
+    process.start()
+    process.join()
+    if process.exitcode:
+        return float("nan"), float("nan"), 0, 0
+    return results.get()
+
+
+def main(argv=None):
+    args = parse_args(argv)
+    with tempfile.TemporaryDirectory() as folder:
+        job = extraction.Job("slide", args.slide, 0, args.annotation) if args.slide else make_slide(Path(folder), args)
+        print(f"{'size':>5}  {'O2I':12}{'version':8}{'seconds':>9}{'peak GB':>9}{'lesions':>9}{'crops':>8}")
+        for size in args.sizes:
+            for low, high in [(0.1, 0.5), (0.01, 0.1), (0.001, 0.01)]:
+                flags = ["--size", str(size), "--low_roir", str(low), "--high_roir", str(high)]
+                options = ours.parse_args(["--data", ".", "--base_path", ".", "--save_dir", ".", *flags])
+                for version, extract in [("ours", ours.extract_slide), ("whole", extract_whole)]:
+                    seconds, memory, lesions, n = measure(extract, job, options)
+                    share = f"{low:g}-{high:g}"
+                    print(f"{size:5}  {share:12}{version:8}{seconds:9.1f}{memory:9.2f}{lesions:9}{n:8}", flush=True)
+
+
+if __name__ == "__main__":
+    cli.run(main)

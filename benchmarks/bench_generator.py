@@ -1,0 +1,88 @@
+"""Time the nMNIST generator on one core, against straightforward float64 NumPy and NumPy's own npz.
+
+Prints one table: what is timed, ours, the baseline, their ratio. Nothing is kept on disk.
+"""
+
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import numpy as np
+
+from common import cli
+from data.cluttered_mnist import digits, folder, placements, recipe
+
+SETTINGS = {"patch-size": 64, "scale": 1.0}
+
+
+def parse_args(argv=None):
+    parser = cli.ArgumentParser(description=__doc__)
+    parser.add_argument("-m", "--mnist", default=digits.default_source(), help="folder of MNIST files, or 'digits'")
+    parser.add_argument("--canvas", type=cli.positive, default=1024, help="rows and columns of an image in px")
+    parser.add_argument("--images", type=cli.positive, default=50, help="canvases per figure; the median counts")
+    return parser.parse_args(argv)
+
+
+def main(argv=None):
+    args = parse_args(argv)
+    splits = digits.load(args.mnist)
+    layout = placements.Layout(args.canvas, placements.default_clutter(args.canvas), patch_size=64)
+    with tempfile.TemporaryDirectory() as scratch:
+        out = Path(scratch)
+        start = time.perf_counter()
+        recipe.write(out, splits, layout, digit=3, passes=2, seed=1234)
+        drawing = time.perf_counter() - start
+        source = recipe.Recipe(out, "train", SETTINGS | {"canvas": args.canvas})
+        images = range(min(args.images, len(source)))
+        compose = median_ms(source.canvas, images), median_ms(lambda i: compose_float64(source, i), images)
+        write = median_ms(lambda i: folder.save_npz(out / "ours.npz", source.arrays(i)), images)
+        write = write, median_ms(lambda i: save_float64(out / "baseline.npz", source, i), images)
+        size = [(out / name).stat().st_size / 1000 for name in ("ours.npz", "baseline.npz")]
+    print(f"canvas {args.canvas}, {layout.clutter} clutter digits, one core, median CPU time of {len(images)} images")
+    print(f"{'':32}{'ours':>10}{'baseline':>10}{'ratio':>8}")
+    print_row("compose one canvas, ms", *compose)
+    print_row("compose and write one npz, ms", *write)
+    print_row("size of one npz, kB", *size)
+    print(f"{'draw and save the recipe, s':32}{drawing:10.2f}   ({2 * 2 * count_needles(splits):,} images)")
+
+
+def compose_float64(source: recipe.Recipe, i: int) -> np.ndarray:
+    """Baseline: digits as floats in [0, 1] added one after another, clipped, rounded; (H, W) uint8."""
+    canvas = np.zeros((source.canvas_side,) * 2)
+    for digits_of_layer, ys, xs in source.layers(i):
+        for digit, y, x in zip(digits_of_layer, ys, xs, strict=True):
+            canvas[y : y + digit.shape[0], x : x + digit.shape[1]] += digit / 255
+    return np.rint(255 * canvas.clip(0, 1)).astype(np.uint8)
+
+
+def save_float64(path: Path, source: recipe.Recipe, i: int) -> None:
+    """Baseline: a float64 canvas in [0, 1] in NumPy's compressed npz."""
+    np.savez_compressed(path, compose_float64(source, i) / 255, source.arrays(i)[1])
+
+
+def median_ms(function, images: range) -> float:
+    """Median CPU milliseconds of function(i) over the images, after one call that does not count."""
+    function(images[0])
+    seconds = []
+    for i in images:
+        start = time.process_time()  # other programs on the core do not count
+        function(i)
+        seconds.append(time.process_time() - start)
+    return 1000 * float(np.median(seconds))
+
+
+def count_needles(splits: dict) -> int:
+    """Needle digits in all splits."""
+    return sum(int((labels == 3).sum()) for _, labels in splits.values())
+
+
+def print_row(name: str, ours: float, baseline: float) -> None:
+    """Print one line of the table."""
+    print(f"{name:32}{ours:10.2f}{baseline:10.2f}{baseline / ours:7.1f}x")
+
+
+if __name__ == "__main__":
+    cli.run(main)

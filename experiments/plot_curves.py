@@ -1,0 +1,62 @@
+"""Draw the accuracies of runs over epochs: plot_curves.py runs/64 --out curve.png"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from common import cli
+from common.cli import BadInput
+from common.files import atomic_open
+
+CURVES = {"train_running_acc": "training (running)", "eval_acc": "validation", "test_acc": "test"}
+
+
+def parse_args(argv=None):
+    parser = cli.ArgumentParser(description=__doc__)
+    parser.add_argument("logdirs", type=Path, nargs="+", help="run folders, each with a stats.csv")
+    parser.add_argument("--out", "-o", type=Path, required=True, help="PNG to write")
+    return parser.parse_args(argv)
+
+
+def main(argv=None):
+    args = parse_args(argv)
+    table = read_curves(args.logdirs)
+    draw(table, args.out)
+    print(f"wrote {args.out}")
+
+
+def read_curves(logdirs: list[Path]):
+    """Table with columns epoch, accuracy, split, run: one row for each value in the runs' stats.csv."""
+    import pandas as pd
+
+    tables = []
+    for logdir in logdirs:
+        if not (logdir / "stats.csv").is_file():
+            raise BadInput(f"{logdir}: no stats.csv, expected the folder of a run")
+        stats = pd.read_csv(logdir / "stats.csv").rename(columns=CURVES)
+        curves = stats.melt("epoch", list(CURVES.values()), "split", "accuracy").dropna()
+        tables.append(curves.assign(run=logdir.name))
+    return pd.concat(tables, ignore_index=True)
+
+
+def draw(table, path: Path) -> None:
+    """Write accuracy over epochs as PNG, a colour per split, a dash pattern per run, chance as a grey line."""
+    import seaborn as sns
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    figure = Figure(figsize=(6, 3.6), dpi=120, layout="constrained")
+    axis = figure.subplots()
+    style = {"style": "run"} if table["run"].nunique() > 1 else {}
+    sns.lineplot(table, x="epoch", y="accuracy", hue="split", palette="colorblind", marker="o", ax=axis, **style)
+    axis.axhline(0.5, color="grey", linewidth=0.8)
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axis.set(xlabel="epoch", ylabel="accuracy")
+    with atomic_open(path) as file:
+        FigureCanvasAgg(figure).print_png(file)
+
+
+if __name__ == "__main__":
+    cli.run(main)
