@@ -1,0 +1,187 @@
+"""Every command of the README runs as printed, small; wrong input ends in one line and exit code 2."""
+
+import re
+import runpy
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+SMALLER = {  # flag -> value that replaces the README's: paths, sizes, epochs and width only
+    "--mnist": "digits",
+    "--canvas": "32",
+    "--patch-size": "32",
+    "--distortion-num": "1",
+    "--duplicates": "1",
+    "--num_train": "8",
+    "--num_val": "4",
+    "--num_test": "4",
+    "--num_examples": "64",
+    "--size": "64",
+    "--low_roir": "0.01",
+    "--high_roir": "0.1",
+    "-e": "1",
+    "--epochs": "1",
+    "--width": "-2",
+}
+TRAINED = ("train_mnist.py", "train_camelyon.py")
+
+
+def readme_commands():
+    """The python lines of the README's shell blocks, in order."""
+    blocks = re.findall(r"```sh\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.S)
+    lines = "".join(blocks).replace("\\\n", " ").splitlines()
+    return [line for line in lines if line.startswith(("python ", "torchrun "))]
+
+
+def smaller(line):
+    """The command as a list of arguments, its sizes, epochs and width replaced by small ones."""
+    words = shlex.split(line.replace("level3_size_512_ratio_0.1_0.5", "level3_size_64_ratio_0.01_0.1"), comments=True)
+    for i, word in enumerate(words[:-1]):
+        if word in SMALLER:
+            words[i + 1] = SMALLER[word]
+    if any(script in words for script in TRAINED):
+        words += [word for flag in ("-e", "--width") if flag not in words for word in (flag, SMALLER[flag])]
+    return words
+
+
+def run_here(words):
+    """Run a script of the project in this process; returns its exit code."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", words)
+        with pytest.raises(SystemExit) as exit_info:
+            runpy.run_path(str(ROOT / words[0]), run_name="__main__")
+    return exit_info.value.code
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory):
+    """An empty folder that the README's commands share, in their order."""
+    return tmp_path_factory.mktemp("readme")
+
+
+def test_the_readme_has_the_commands_users_know():
+    printed = " ".join(readme_commands())
+    for script in (*(path.name for path in ROOT.glob("*.py") if path.name != "train.py"), "generate_noise_data.py"):
+        assert script in printed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("line", readme_commands())
+def test_readme_command(line, workplace, monkeypatch):
+    monkeypatch.chdir(workplace)
+    monkeypatch.setattr("data.loaders.PAPER_TRAIN_SIZE", 64)  # else the epochs of small sets are multiplied
+    words = smaller(line)
+    if words[0] == "torchrun":
+        starter = [sys.executable, "-m", "torch.distributed.run", *words[1:]]
+        script = next(i for i, word in enumerate(starter) if word.endswith(".py"))
+        starter[script] = str(ROOT / starter[script])
+        assert subprocess.run(starter, timeout=300).returncode == 0
+    else:
+        assert run_here(words[1:]) == 0
+
+
+def one_line(capsys):
+    """What the command complained, which is one line."""
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1
+    return lines[0]
+
+
+@pytest.fixture(scope="module")
+def nmnist(tmp_path_factory):
+    """A small nMNIST of scikit-learn's digits."""
+    out = tmp_path_factory.mktemp("data") / "nmnist"
+    flags = "--canvas 32 --distortion-num 1 --mnist digits --duplicates 1 --format none --workers 1"
+    run_here(["data/cluttered_mnist/generate_data.py", *flags.split(), "--out", str(out)])
+    return out
+
+
+def train(data, logdir, *flags):
+    return run_here(["train_mnist.py", "--data_path", str(data), "--logdir", str(logdir), "--width", "-2", *flags])
+
+
+def test_ctrl_c_is_one_line_while_libraries_are_still_imported():
+    ctrl_c = "import signal, common; signal.default_int_handler(2, None)"
+    done = subprocess.run([sys.executable, "-c", ctrl_c], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (-signal.SIGINT, "interrupted\n")
+
+
+def test_more_examples_than_the_data_hold(nmnist, tmp_path, capsys):
+    assert train(nmnist, tmp_path, "--num_examples", "99999") == 2
+    assert "--num_examples 99999" in one_line(capsys)
+
+
+def test_an_empty_data_folder(tmp_path, capsys):
+    assert train(tmp_path, tmp_path / "run") == 2
+    assert "no train.csv" in one_line(capsys)
+
+
+def test_a_csv_that_names_a_missing_file(nmnist, tmp_path, capsys):
+    data = tmp_path / "data"
+    data.mkdir()
+    for path in nmnist.glob("*.csv"):
+        shutil.copy(path, data)
+    assert train(data, tmp_path / "run") == 2
+    assert "train_0.npz: no such file" in one_line(capsys)
+
+
+def test_a_log_folder_that_cannot_be_written(nmnist, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert train(nmnist, tmp_path / "file" / "run") == 2
+    assert f"{tmp_path / 'file' / 'run'}: cannot write" in one_line(capsys)
+
+
+def test_a_checkpoint_that_is_no_checkpoint(nmnist, tmp_path, capsys):
+    (tmp_path / "best_checkpoint.pth").write_text("hello")
+    flags = ["--logdir", str(tmp_path), "--datatype", "mnist", "--data_path", str(nmnist)]
+    assert run_here(["predict_saliency.py", *flags]) == 2
+    assert "best_checkpoint.pth: not a checkpoint" in one_line(capsys)
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--kernel3", "5_1_1_1"], "expected 9, 33, 177 or four counts"),
+        (["--pooling", "median"], "expected one of max"),
+        (["-b", "0"], "whole number of 1 or more"),
+        (["--lr", "0"], "a number above 0"),
+        (["--l2", "-1"], "a number of 0 or more"),
+        (["--width", "-9"], "invalid choice: -9"),
+        (["--device", "meta"], "--device meta: no such device"),
+        (["--data_scaling", "0.2"], "at least 11 px"),
+        (["--data_balance", "1.5"], "share between 0 and 1"),
+        (["--num_classes", "3"], "invalid choice: 3"),
+        (["--epoch", "3"], "unrecognized arguments"),
+    ],
+)
+def test_wrong_flags(nmnist, tmp_path, capsys, flags, said):
+    assert train(nmnist, tmp_path, *flags) == 2
+    assert said in one_line(capsys)
+
+
+@pytest.mark.parametrize("script", [path.name for path in ROOT.glob("*.py") if path.name != "train.py"])
+def test_help_explains_every_flag(script, capsys):
+    assert run_here([script, "--help"]) == 0
+    text = capsys.readouterr().out
+    assert "default: " in text
+    assert "SUPPRESS" not in text
+
+
+@pytest.mark.slow
+def test_help_answers_as_soon_as_torch_is_imported():
+    def seconds(*command):
+        times = []
+        for _ in range(3):
+            start = time.perf_counter()
+            subprocess.run([sys.executable, *command], check=True, capture_output=True)
+            times.append(time.perf_counter() - start)
+        return min(times)
+
+    assert seconds(str(ROOT / "train_mnist.py"), "--help") < seconds("-c", "import torch") + 0.5

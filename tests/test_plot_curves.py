@@ -1,0 +1,23 @@
+import pytest
+
+from common.cli import BadInput
+from common.runlog import write_stats
+from experiments import plot_curves
+
+
+def test_curves_hold_every_value_of_the_stats(tmp_path):
+    rows = [{"epoch": 1, "train_running_acc": 0.5, "eval_acc": 0.6, "test_acc": 0.55}]
+    rows.append({"epoch": 2, "train_running_acc": 0.7, "eval_acc": 0.58})  # no test evaluation
+    write_stats(tmp_path / "stats.csv", rows)
+    curves = plot_curves.read_curves([tmp_path]).set_index(["split", "epoch"]).accuracy
+    assert curves.to_dict() == {
+        **{("training (running)", 1): 0.5, ("training (running)", 2): 0.7},
+        **{("validation", 1): 0.6, ("validation", 2): 0.58, ("test", 1): 0.55},
+    }
+    plot_curves.main([str(tmp_path), "--out", str(tmp_path / "curve.png")])
+    assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_folder_without_stats_is_named(tmp_path):
+    with pytest.raises(BadInput, match=r"no stats\.csv"):
+        plot_curves.read_curves([tmp_path])
