@@ -7,7 +7,7 @@ import numpy as np
 import models
 from common import checkpoint, cli, device, metrics, pictures, runlog
 from common.cli import BadInput
-from common.files import atomic_open, make_folder, write_json
+from common.files import make_folder, write_csv, write_json, write_npy
 from data import loaders
 from data.camelyon import dataset as camelyon
 from data.cluttered_mnist import dataset as mnist
@@ -48,8 +48,9 @@ def main(argv=None):
     model.to(where).eval()
     data = DATA[args.datatype].load_splits(args, [args.split])[args.split]
     folder = make_folder(args.logdir / "saliency")
+    remove_stale(folder)
     rows, panels = explain(model, data, loaders.ordered_loader(data, args), where, args, scale, folder)
-    write_table(folder / "pred.csv", rows)
+    write_csv(folder / "pred.csv", rows)
     chosen = [[panel for outcome, panel in panels if outcome == key] for key in OUTCOMES]
     pictures.contact_sheet(folder / "contact_sheet.png", chosen, list(OUTCOMES.values()))
     report(rows, data, args.split, folder)
@@ -89,12 +90,16 @@ def take_data_flags(args, trained_with: dict, path: Path) -> None:
         args.seed = seed if isinstance(seed, int) else 42
 
 
+def remove_stale(folder: Path) -> None:
+    """Remove what an earlier run wrote, which may be of another split or network."""
+    for kind in ("*.npy", "*.png", "pred.csv", "localization.json"):
+        for path in folder.glob(kind):
+            path.unlink()
+
+
 def explain(model, data, loader, where, args, scale, folder):
     """Write every image's maps and the first overlays; returns the rows of pred.csv and the sheet's panels."""
     rows, panels = [], []
-    for kind in ("sal_*.npy", "pred_*.npy", "overlay_*.png"):  # of another split
-        for stale in folder.glob(kind):
-            stale.unlink()
     for p in model.parameters():
         p.requires_grad_(False)
     for images, labels in cli.progress(loader, len(loader), "saliency", "batch"):
@@ -104,8 +109,8 @@ def explain(model, data, loader, where, args, scale, folder):
         probabilities = logits.double().softmax(dim=1)[:, 1].tolist()
         for image, label, sal, loc, prob in zip(images, labels.tolist(), saliency, local, probabilities, strict=True):
             i = len(rows)
-            save_array(folder / f"sal_{i}.npy", sal)
-            save_array(folder / f"pred_{i}.npy", loc)
+            write_npy(folder / f"sal_{i}.npy", sal)
+            write_npy(folder / f"pred_{i}.npy", loc)
             rows.append(detection(data, i, label, prob, sal))
             keep_pictures(panels, rows[-1], data, image, sal, folder, args.overlays)
     return rows, panels
@@ -151,18 +156,6 @@ def keep_pictures(panels, row, data, image, saliency, folder, overlays):
         pictures.write_png(folder / f"overlay_{row['img']}.png", pictures.draw(panel))
     if wanted:
         panels.append((outcome, panel))
-
-
-def save_array(path: Path, array: np.ndarray) -> None:
-    with atomic_open(path) as file:
-        np.save(file, array)
-
-
-def write_table(path: Path, rows: list[dict]) -> None:
-    import pandas as pd
-
-    with atomic_open(path, "w") as file:
-        pd.DataFrame(rows).to_csv(file, index=False)
 
 
 def report(rows, data, split, folder):

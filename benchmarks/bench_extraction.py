@@ -1,13 +1,16 @@
 """Time and memory of cutting one slide's positive crops, against a version that loads the level and labels it whole.
 
-Prints one table. Without --slide a slide of modest size is made; nothing is kept on disk.
+Prints one table, then the seconds for several slides over --n_workers. Without --slide a slide of modest size is made;
+nothing is kept on disk.
 """
 
 import multiprocessing
+import os
 import sys
 import tempfile
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +21,7 @@ import extract_basic_pos_crops as ours
 from common import cli
 from data.camelyon import annotations, crops, extraction, make_slides, slides
 
+SLIDES = 8  # extracted for the figures over workers
 TRIES = 1000  # positions the baseline tries for a lesion; the first release tried ten times as many
 
 
@@ -92,6 +96,25 @@ def measure(extract, job: extraction.Job, args) -> tuple[float, float, int, int]
     return results.get()
 
 
+def measure_scaling(job: extraction.Job, args) -> dict[int, float]:
+    """Worker processes -> seconds to extract SLIDES copies of the job, for 1, 2, 4 ... workers up to the cores."""
+    jobs = [replace(job, name=name) for name in sorted(slides.ANNOTATED)[:SLIDES]]
+    seconds, args.workers = {}, 1
+    while args.workers <= min(SLIDES, os.cpu_count()):
+        with tempfile.TemporaryDirectory() as folder:
+            start = time.perf_counter()
+            extraction.run(jobs, ours.extract_slide, ours.draw_preview, Path(folder), {}, args)
+            seconds[args.workers] = time.perf_counter() - start
+        args.workers *= 2
+    return seconds
+
+
+def crop_flags(size: int, low: float, high: float):
+    """The extractor's arguments for one size and range."""
+    flags = ["--size", str(size), "--low_roir", str(low), "--high_roir", str(high)]
+    return ours.parse_args(["--data", ".", "--base_path", ".", "--save_dir", ".", *flags])
+
+
 def main(argv=None):
     args = parse_args(argv)
     with tempfile.TemporaryDirectory() as folder:
@@ -99,12 +122,14 @@ def main(argv=None):
         print(f"{'size':>5}  {'O2I':12}{'version':8}{'seconds':>9}{'peak GB':>9}{'lesions':>9}{'crops':>8}")
         for size in args.sizes:
             for low, high in [(0.1, 0.5), (0.01, 0.1), (0.001, 0.01)]:
-                flags = ["--size", str(size), "--low_roir", str(low), "--high_roir", str(high)]
-                options = ours.parse_args(["--data", ".", "--base_path", ".", "--save_dir", ".", *flags])
                 for version, extract in [("ours", ours.extract_slide), ("whole", extract_whole)]:
-                    seconds, memory, lesions, n = measure(extract, job, options)
+                    seconds, memory, lesions, n = measure(extract, job, crop_flags(size, low, high))
                     share = f"{low:g}-{high:g}"
                     print(f"{size:5}  {share:12}{version:8}{seconds:9.1f}{memory:9.2f}{lesions:9}{n:8}", flush=True)
+        seconds = measure_scaling(job, crop_flags(args.sizes[0], 0.01, 0.1))
+        print(f"\n{SLIDES} such slides, size {args.sizes[0]}, O2I 0.01-0.1\n{'workers':>8}{'seconds':>9}{'ratio':>7}")
+        for workers, taken in seconds.items():
+            print(f"{workers:8}{taken:9.1f}{seconds[1] / taken:7.2f}")
 
 
 if __name__ == "__main__":

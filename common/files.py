@@ -4,7 +4,10 @@ import contextlib
 import json
 import os
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
+
+import numpy as np
 
 from common.cli import BadInput
 
@@ -34,6 +37,20 @@ def write_json(path: Path, content: dict) -> None:
     with atomic_open(path, "w") as file:
         json.dump(content, file, indent=1, default=str)
         file.write("\n")
+
+
+def write_csv(path: Path, rows: list[dict], columns: Sequence[str] | None = None) -> None:
+    """Write a table atomically, by default with the columns of its rows; a value that a row lacks stays empty."""
+    import pandas as pd
+
+    with atomic_open(path, "w") as file:
+        pd.DataFrame(rows, columns=columns).to_csv(file, index=False)
+
+
+def write_npy(path: Path, array: np.ndarray) -> None:
+    """Write an array of numbers atomically."""
+    with atomic_open(path) as file:
+        np.save(file, array, allow_pickle=False)
 
 
 def read_json(path: Path) -> dict:

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from common import device
-from common.files import atomic_open, write_json
+from common.files import write_csv, write_json
 
 SPLIT_COLUMNS = ("loss", "acc", "prec", "recall", "auc", "ap")
 COLUMNS = (
@@ -62,10 +62,7 @@ def _git_commit():
 
 def write_stats(path: Path, rows: list[dict]) -> None:
     """Write stats.csv, one row an epoch; a split that was not evaluated leaves its cells empty."""
-    import pandas as pd
-
-    with atomic_open(path, "w") as file:
-        pd.DataFrame(rows, columns=COLUMNS).to_csv(file, index=False)
+    write_csv(path, rows, COLUMNS)
 
 
 class TensorBoard:

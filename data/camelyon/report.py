@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from common.cli import BadInput
+from common.files import make_folder
+from common.pictures import write_png
 from data.camelyon.annotations import LesionMask
 from data.camelyon.slides import SPLIT_OF_CENTRE, Slide
 
@@ -91,7 +93,6 @@ def print_plan(jobs, crops_of: Callable, crop_bytes: int, worker_pixels: int, fo
 
 def draw_preview(slide: Slide, mask: LesionMask | None, rows: list[list], size: int, path: Path) -> None:
     """Write a PNG: the slide with lesions outlined in green and crops as red boxes; rows are those of crops.csv."""
-    import imageio.v3 as imageio
     from skimage.segmentation import find_boundaries
 
     step = max(1, -(-max(slide.shape) // PREVIEW_SIDE))
@@ -100,10 +101,7 @@ def draw_preview(slide: Slide, mask: LesionMask | None, rows: list[list], size: 
         image[find_boundaries(mask.coarser(step).window(0, 0, *image.shape[:2]), mode="outer")] = OUTLINE
     for y, x in {(row[5] // step, row[6] // step) for row in rows}:
         _draw_box(image, y, x, max(1, size // step))
-    path.parent.mkdir(exist_ok=True)
-    part = path.with_name(f".{path.name}")
-    imageio.imwrite(part, image, extension=".png")
-    part.replace(path)
+    write_png(make_folder(path.parent) / path.name, image)
 
 
 def _draw_box(image: np.ndarray, y: int, x: int, side: int):

@@ -15,7 +15,7 @@ import numpy as np
 
 from common import cli
 from common.cli import BadInput
-from common.files import atomic_open, make_folder
+from common.files import atomic_open, make_folder, write_npy
 from data.cluttered_mnist import placements, render
 from data.cluttered_mnist.digits import Digits
 from data.cluttered_mnist.folder import SPLITS
@@ -130,8 +130,7 @@ def write(out: Path, splits: dict[str, Digits], layout: placements.Layout, digit
         needle[::2, 0] = np.arange(number // 2) % len(needles)
         pool = render.zoom_stack(pool, layout.clutter_side)
         for name, array in (("pool", pool), ("needles", needles), ("offsets", offsets), ("needle", needle)):
-            with atomic_open(folder / f"{split}_{name}.npy") as file:
-                np.save(file, array, allow_pickle=False)
+            write_npy(folder / f"{split}_{name}.npy", array)
 
 
 def _save_clutter(file, draws, rows, dtype):
