@@ -34,12 +34,13 @@ def find_jobs(args) -> tuple[list[extraction.Job], list[str]]:
     for name in excluded:
         print(f"{name}: left out, it is labelled negative but lesions are outlined in it")
     jobs, problems = [], labels.unclear(name for name in found if not slides.is_test_patient(name))
+    healthy = [name for name in healthy if not slides.is_test_patient(name)]
     for name in set(healthy) & set(found):
         try:
             jobs.append(extraction.Job(name, *slides.resolve_slide(name, found[name], labels)))
         except BadInput as error:
             problems.append(str(error))
-    missing = [name for name in healthy if name not in found and not slides.is_test_patient(name)]
+    missing = [name for name in healthy if name not in found]
     if missing:
         problems.append(f"{len(missing)} slides labelled negative are not in {args.base_path}: {' '.join(missing)}")
     if not jobs and not problems:
@@ -53,7 +54,9 @@ def extract_slide(job: extraction.Job, folder: Path, args) -> dict:
     with slides.Slide(job.path, args.level) as slide:
         writer = extraction.CropWriter(folder, job, args.level, slide.mpp)
         height, width = slide.shape
-        for _ in range(MAX_TRIES if args.size <= min(slide.shape) else 0):
+        if args.size > min(slide.shape):
+            raise BadInput(f"{job.path}: level {args.level} is smaller than --size {args.size}: {width} x {height} px")
+        for _ in range(MAX_TRIES):
             y, x = (int(rng.integers(side - args.size + 1)) for side in (height, width))
             image, unscanned = slide.read(y, x, args.size, args.size)
             reason = crops.reason_against(image, unscanned)
@@ -63,8 +66,15 @@ def extract_slide(job: extraction.Job, folder: Path, args) -> dict:
             writer.add({str(len(writer.rows)): image}, y, x)
             if len(writer.rows) == args.k:
                 break
-    counts[f"crop not found in {MAX_TRIES} tries, or the slide is smaller"] = args.k - len(writer.rows)
+    counts[f"crop not found in {MAX_TRIES} tries"] = args.k - len(writer.rows)
     return {"centre": job.centre, "counts": +counts, "rows": writer.rows}
+
+
+def name_short_slides(records: list[dict], k: int) -> None:
+    """Print the slides on which fewer than k crops were found."""
+    for record in records:
+        if len(record["rows"]) < k:
+            print(f"{record['slide']}: only {len(record['rows'])} of {k} crops found in {MAX_TRIES:,} tries")
 
 
 def draw_preview(job: extraction.Job, record: dict, path: Path, args) -> None:
@@ -82,7 +92,8 @@ def main(argv=None):
         settings = {key: getattr(args, key) for key in ("size", "level", "k", "seed")}
         problems += extraction.run(jobs, extract_slide, draw_preview, args.save_dir, settings, args)
         paper = report.PAPER_NEGATIVES.get(args.size) if args.level == 3 else None
-        records = extraction.read_records(args.save_dir)
+        records = extraction.read_records(jobs, args.save_dir)
+        name_short_slides(records, args.k)
         report.print_counts(records, f"negatives in {args.save_dir}", paper and (paper,), lesions=False)
     report.print_problems(problems, sys.stderr)
     return 1 if problems else 0

@@ -38,8 +38,8 @@ def _ratio(text):
 def find_jobs(args) -> tuple[list[extraction.Job], list[str]]:
     """The annotated slides, and a line for each annotation or slide that cannot be used."""
     found = slides.find_slides(args.base_path)
-    stages = args.base_path / "stages.csv"  # of the public bucket; it names the centres
-    labels = slides.read_labels(stages) if stages.exists() else None
+    stages = [folder / "stages.csv" for folder in (args.base_path, args.base_path.absolute().parent)]
+    labels = next((slides.read_labels(path) for path in stages if path.exists()), None)  # of the public bucket
     jobs, problems = [], []
     for name, files in annotations.find_annotations(args.data, found).items():
         try:
@@ -131,7 +131,7 @@ def main(argv=None):
         settings = {key: getattr(args, key) for key in ("size", "level", "k", "seed", "low_roir", "high_roir")}
         problems += extraction.run(jobs, extract_slide, draw_preview, folder, settings, args)
         paper = report.PAPER_POSITIVES.get((args.size, args.low_roir, args.high_roir) if args.level == 3 else None)
-        report.print_counts(extraction.read_records(folder), f"positives in {folder}", paper, lesions=True)
+        report.print_counts(extraction.read_records(jobs, folder), f"positives in {folder}", paper, lesions=True)
     report.print_problems(problems, sys.stderr)
     return 1 if problems else 0
 

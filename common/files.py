@@ -1,6 +1,7 @@
 """Files that are either whole or absent: written under a temporary name, synced, then renamed."""
 
 import contextlib
+import io
 import json
 import os
 import tempfile
@@ -50,7 +51,14 @@ def write_csv(path: Path, rows: list[dict], columns: Sequence[str] | None = None
 def write_npy(path: Path, array: np.ndarray) -> None:
     """Write an array of numbers atomically."""
     with atomic_open(path) as file:
-        np.save(file, array, allow_pickle=False)
+        file.write(npy_bytes(array))
+
+
+def npy_bytes(array: np.ndarray) -> memoryview:
+    """What a .npy file of the array holds; np.save itself does not say why it failed when a disk is full."""
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=False)
+    return buffer.getbuffer()
 
 
 def read_json(path: Path) -> dict:

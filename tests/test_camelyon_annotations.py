@@ -99,7 +99,7 @@ def test_groups_and_types_of_asap(tmp_path):
             ("Spline", "_1", SQUARE),
             ("Polygon", "normal", SQUARE),
             ("Polygon", "_2", SQUARE),
-            ("Dot", "metastases", SQUARE[:1]),
+            ("Dot", "metastases", [("", "")]),
             ("Polygon", "metastases", SQUARE[:2]),
             ("Polygon", "stroma", SQUARE),
         )
@@ -131,6 +131,7 @@ BOMB = '<!DOCTYPE a [<!ENTITY b "bbbb"><!ENTITY c "&b;&b;&b;">]><ASAP_Annotation
         (BOMB, "DTD"),
         ('<!DOCTYPE a SYSTEM "file:///etc/passwd"><ASAP_Annotations/>', "DTD"),
         ("<ASAP_Annotations>", "not an XML file"),
+        ("<html><body>404</body></html>", "expected ASAP_Annotations, found html"),
         (xml(("Polygon", "Tumor", [(0, "nan"), (1, 1), (2, 2)])), "coordinate"),
         (xml(("Polygon", "Tumor", [(0, "1e300"), (1, 1), (2, 2)])), "coordinate"),
         (xml(("Polygon", "Tumor", SQUARE)).replace("Order", "Rank"), "coordinate"),

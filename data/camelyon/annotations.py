@@ -4,6 +4,7 @@ Runs take memory in proportion to the length of the outlines, not to the area of
 held whole. Sweeping over crossings per pixel row makes the winding rule exact.
 """
 
+import logging
 import math
 import xml.etree.ElementTree
 from collections import Counter
@@ -14,14 +15,13 @@ from typing import NamedTuple
 import numpy as np
 
 from common.cli import BadInput
-from data.camelyon.slides import SUFFIXES, Slide, find_files
+from data.camelyon.slides import SUFFIXES, Slide, check_level, find_files
 
 LESION_GROUPS = {"metastases", "tumor", "_0", "_1"}  # CAMELYON17, then CAMELYON16
 CUT_OUT_GROUPS = {"normal", "_2"}
 AREA_TYPES = {"polygon", "rectangle", "spline"}
 LAYOUTS = ("", "annotations", "lesion_annotations", "masks")  # where annotations lie below --data
 MAX_COORDINATE = 1e9
-MASK_STRIP = 8192  # pixels of a mask TIFF's row read at once
 
 
 class Runs(NamedTuple):
@@ -181,7 +181,7 @@ def read_mask(path: Path, slide: Slide) -> LesionMask:
 def read_xml(path: Path) -> tuple[list[np.ndarray], list[np.ndarray], Counter]:
     """Lesion outlines, cut-outs (each (N, 2) float64, level-0 x, y) and counts of what was ignored, from ASAP XML.
 
-    BadInput: not readable, not well-formed, a DTD or entity, a coordinate missing or not a finite number.
+    BadInput: not readable, not well-formed, not of ASAP, a DTD or entity, a coordinate missing or not a finite number.
     """
     import defusedxml
     from defusedxml.ElementTree import parse
@@ -192,15 +192,16 @@ def read_xml(path: Path) -> tuple[list[np.ndarray], list[np.ndarray], Counter]:
         raise BadInput(f"{path}: refused: annotations must not hold a DTD or entities") from None
     except (xml.etree.ElementTree.ParseError, ValueError, LookupError) as error:
         raise BadInput(f"{path}: not an XML file: {error}") from None
+    if root.tag != "ASAP_Annotations":
+        raise BadInput(f"{path}: expected ASAP_Annotations, found {root.tag}")
     lesions, cut_outs, ignored = [], [], Counter()
     for item in root.iter("Annotation"):
         group, kind = item.get("PartOfGroup", "None"), item.get("Type", "None")
-        points = _points(item, path)
         if kind.lower() not in AREA_TYPES:
             ignored[f"annotation of type {kind} ignored"] += 1
         elif group.lower() not in LESION_GROUPS | CUT_OUT_GROUPS:
             ignored[f"annotation of group {group} ignored"] += 1
-        elif len(points) < 3:
+        elif len(points := _points(item, path)) < 3:
             ignored["annotation of fewer than three points ignored"] += 1
         else:
             (lesions if group.lower() in LESION_GROUPS else cut_outs).append(points)
@@ -237,22 +238,40 @@ def mask_from_polygons(
 def mask_from_tiff(path: Path, slide: Slide) -> LesionMask:
     """Lesion is 1, or 255 where the mask holds no 1 and no 2; read tile by tile, cut to the common size.
 
-    BadInput when the mask's level differs from the slide's by a tile or more.
+    BadInput: not a tiled TIFF, damaged, no such level, or a level that differs from the slide's by a tile or more.
     """
-    with Slide(path, slide.level) as mask:
-        if max(abs(a - b) for a, b in zip(mask.shape, slide.shape, strict=True)) >= slide.tile:
-            sizes = " and ".join("{1} x {0}".format(*each.shape) for each in (mask, slide))
+    parts: dict[int, list[Runs]] = {1: [], 2: [], 255: []}
+    for shape, y, x, values in _mask_tiles(path, slide.level):
+        if max(abs(a - b) for a, b in zip(shape, slide.shape, strict=True)) >= slide.tile:
+            sizes = " and ".join("{1} x {0}".format(*each) for each in (shape, slide.shape))
             raise BadInput(f"{path}: level {slide.level} of mask and slide differ by a tile or more: {sizes} px")
-        height, width = (min(pair) for pair in zip(mask.shape, slide.shape, strict=True))
-        parts: dict[int, list[Runs]] = {1: [], 2: [], 255: []}
-        for y in range(0, height, mask.tile):
-            for x in range(0, width, MASK_STRIP):
-                values = mask.read_values(y, x, min(mask.tile, height - y), min(MASK_STRIP, width - x))
-                for value, runs in parts.items():
-                    runs.append(array_runs(values == value, y, x))
+        common = values[: max(0, slide.shape[0] - y), : max(0, slide.shape[1] - x)]
+        for value, runs in parts.items():
+            runs.append(array_runs(common == value, y, x))
     found = {value: _union(runs) for value, runs in parts.items()}
     standard = len(found[1].rows) or len(found[2].rows)
     return LesionMask(slide.shape, found[1] if standard else found[255])
+
+
+def _mask_tiles(path, level):
+    """Yield shape (H, W) of the level, y, x and pixels of each tile; exact values, which OpenSlide would blend."""
+    import tifffile
+
+    logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what it warns of is said below, in one line
+    try:
+        with tifffile.TiffFile(path) as file:
+            levels = sorted((page for page in file.pages if page.is_tiled), key=lambda page: -page.imagewidth)
+            if not levels:
+                raise BadInput(f"{path}: expected a tiled TIFF")
+            check_level(path, level, [levels[0].imagewidth / page.imagewidth for page in levels])
+            page = levels[level]
+            for values, (_, _, y, x, _), shape in page.segments(maxworkers=1, buffersize=2**24):
+                if values is not None:  # else all zero
+                    yield (page.imagelength, page.imagewidth), y, x, values[0, : shape[1], : shape[2], 0]
+    except (BadInput, OSError, MemoryError):
+        raise
+    except Exception as error:  # a damaged file fails in many ways
+        raise BadInput(f"{path}: not readable as a tiled TIFF: {error}") from None
 
 
 def array_runs(inside, y, x):

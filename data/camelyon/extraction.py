@@ -4,25 +4,25 @@ A crop folder holds the crops, `records/SLIDE.json` for every finished slide, wr
 with the flags, and `crops.csv`, put together from the records at the end of every run.
 """
 
-import errno
+import functools
 import hashlib
 import multiprocessing
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from common import cli
 from common.cli import BadInput
-from common.files import atomic_open, make_folder, read_json, write_json
+from common.files import atomic_open, make_folder, npy_bytes, read_json, write_json
+from data.camelyon.report import one_line
 from data.camelyon.slides import SPLIT_FOLDERS, SPLIT_OF_CENTRE
 
 COLUMNS = ["file", "slide", "centre", "split", "lesion", "y", "x", "o2i", "mpp"]
-KILLED = "a worker process was killed, probably for lack of memory: run again with fewer --workers"
+KILLED = "its worker process was killed, probably for lack of memory: run again with fewer --workers"
 
 
 def add_flags(parser, k: int, k_help: str) -> None:
@@ -53,14 +53,15 @@ class Job:
     def split(self) -> str:
         return SPLIT_OF_CENTRE[self.centre]
 
-    @property
+    @functools.cached_property
     def source(self) -> str:
-        """Changes when the annotation does, so that its slide is done again."""
-        if self.annotation is None:
-            return "none"
-        if self.annotation.suffix.lower() == ".xml":
-            return hashlib.sha256(self.annotation.read_bytes()).hexdigest()
-        return f"{self.annotation.stat().st_size} bytes"
+        """Digest of the annotation and the size of the slide: when it changes, the slide is done again."""
+        digest = hashlib.sha256(str(self.path.stat().st_size).encode())
+        if self.annotation is not None:
+            with self.annotation.open("rb") as file:
+                while part := file.read(2**20):
+                    digest.update(part)
+        return digest.hexdigest()
 
 
 class CropWriter:
@@ -76,9 +77,9 @@ class CropWriter:
         for suffix, array in suffixes.items():
             path = self.folder / f"{self.prefix}{suffix}.npy"
             try:
-                np.save(path, np.ascontiguousarray(array), allow_pickle=False)  # a view is written far slower
-            except OSError as error:  # one that names its file
-                raise OSError(error.errno or errno.EIO, error.strerror or str(error), str(path)) from None
+                path.write_bytes(npy_bytes(array))
+            except OSError as error:  # a full disk does not name the file
+                raise OSError(error.errno, error.strerror, str(path)) from None
         name = f"{self.prefix}{next(iter(suffixes))}.npy"
         self.rows.append([name, self.job.name, self.job.centre, self.job.split, lesion, int(y), int(x), o2i, self.mpp])
 
@@ -98,27 +99,37 @@ def run(jobs: list[Job], extract: Callable, draw: Callable, folder: Path, settin
         (folder / "crops.csv").unlink(missing_ok=True)  # its absence marks the folder as unfinished
     if args.preview:
         todo += [job for job in jobs if job not in todo and not _preview(job, folder).exists()]
-    if not todo:
+    if jobs and not todo:
         print(f"nothing to do: all {len(jobs)} slides are done in {folder}")
-    results = map_jobs(partial(_work, extract=extract, draw=draw, folder=folder, args=args), todo, args.workers)
+    work = functools.partial(_work, extract=extract, draw=draw, folder=folder, args=args)
+    results = map_jobs(work, todo, args.workers, killed=lambda job: f"{job.name}: {KILLED}")
     failures = [failure for failure in cli.progress(results, len(todo), "extracting", "slides") if failure]
-    _write_table(folder)
+    _write_table(jobs, folder)
+    _name_others(jobs, folder)
     return sorted(failures)
 
 
-def read_records(folder: Path) -> list[dict]:
-    """The records of the finished slides, by name."""
-    return [read_json(path) for path in sorted((folder / "records").glob("*.json"))]
+def read_records(jobs: list[Job], folder: Path) -> list[dict]:
+    """The records of the jobs that are finished, by name."""
+    finished = sorted((job for job in jobs if _is_finished(job, folder)), key=lambda job: job.name)
+    return [read_json(_record(job, folder)) for job in finished]
+
+
+def _name_others(jobs, folder):
+    """Say which slides were extracted earlier, by another list of slides or labels, and so stay out of crops.csv."""
+    others = sorted({path.stem for path in (folder / "records").glob("*.json")} - {job.name for job in jobs})
+    if others:
+        print(f"left out of crops.csv, since this command does not name them: {' '.join(others)}")
 
 
 def _open_folder(folder, settings):
     path = make_folder(folder) / "extraction.json"
-    if path.exists():
+    if path.exists() and any((folder / "records").glob("*.json")):
         before = read_json(path)
         changed = [f"--{key} {before.get(key)} (now {new})" for key, new in settings.items() if before.get(key) != new]
         if changed:
             raise BadInput(f"{folder}: was made with {', '.join(changed)}; choose another --save_dir")
-    elif any(folder.glob("*.npy")):
+    elif not path.exists() and any(folder.glob("*.npy")):
         raise BadInput(f"{folder}: holds crops of another program; choose another --save_dir")
     else:
         write_json(path, settings)
@@ -142,24 +153,38 @@ def _is_finished(job, folder):
         return False
 
 
-def map_jobs(task: Callable, jobs: list, workers: int) -> Iterator:
-    """Results of task(job), in the order in which they finish; on any error the workers stop at once."""
-    if min(workers, len(jobs)) <= 1:
+def map_jobs(task: Callable, jobs: list, workers: int, killed: Callable) -> Iterator:
+    """Results of task(job), in the order in which they finish; on any error the workers stop at once.
+
+    killed(job) is the result of a job whose process was killed. With several workers it is not known which job that
+    was, so the unfinished ones are tried again, one at a time.
+    """
+    workers = min(workers, len(jobs))
+    if workers <= 1:
         yield from map(task, jobs)
         return
-    others = set(multiprocessing.active_children())
-    context = multiprocessing.get_context("spawn")  # workers hold nothing but what they import
-    with ProcessPoolExecutor(min(workers, len(jobs)), context, cli.quiet_worker) as pool:
+    for job in (yield from _run_pool(task, jobs, workers)):
+        if (yield from _run_pool(task, [job], 1)):
+            yield killed(job)
+
+
+def _run_pool(task, jobs, workers):
+    """Yield the results of the jobs; returns those that are unfinished since a worker was killed."""
+    others, unfinished = set(multiprocessing.active_children()), list(jobs)
+    context = multiprocessing.get_context("fork")  # other kinds complain when the process ends in the middle
+    with ProcessPoolExecutor(workers, context, cli.quiet_worker) as pool:
         try:
-            for future in as_completed([pool.submit(task, job) for job in jobs]):
+            futures = {pool.submit(task, job): job for job in jobs}
+            for future in as_completed(futures):
                 yield future.result()
+                unfinished.remove(futures[future])
         except BrokenProcessPool:
-            yield KILLED
+            pass
         except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
             for worker in set(multiprocessing.active_children()) - others:
                 worker.terminate()
             raise
+    return unfinished
 
 
 def _work(job: Job, extract, draw, folder: Path, args) -> str | None:
@@ -174,7 +199,7 @@ def _work(job: Job, extract, draw, folder: Path, args) -> str | None:
     except (BadInput, OSError, MemoryError) as error:
         if not _record(job, folder).exists():
             _remove(job, folder, args.level)
-        return _one_line(job, error)
+        return one_line(job.name, error)
 
 
 def _remove(job, folder, level):
@@ -185,20 +210,11 @@ def _remove(job, folder, level):
         crop.unlink()
 
 
-def _one_line(job, error):
-    if isinstance(error, MemoryError):
-        return f"{job.name}: out of memory: run again with fewer --workers"
-    if isinstance(error, OSError):
-        error = f"{error.strerror or error}: {error.filename or ''}".rstrip(": ")
-    text = " ".join(str(error).split())
-    return text if text.startswith(job.name) else f"{job.name}: {text}"
-
-
-def _write_table(folder):
+def _write_table(jobs, folder):
     """Write crops.csv unless it already says the same."""
     import pandas as pd
 
-    rows = [row for record in read_records(folder) for row in record["rows"]]
+    rows = [row for record in read_records(jobs, folder) for row in record["rows"]]
     table = pd.DataFrame(rows, columns=COLUMNS).to_csv(index=False, lineterminator="\n").encode()
     path = folder / "crops.csv"
     if not path.exists() or path.read_bytes() != table:

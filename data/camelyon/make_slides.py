@@ -6,6 +6,7 @@ Writes training/center_C/*.tif, annotations/*.xml, masks/*_mask.tif and stage_la
 
 import math
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -27,6 +28,7 @@ BACKGROUND, UNSCANNED = 243, 0
 MPP = (0.2431, 0.2426, 0.2428, 0.25, 0.2501)  # level-0 microns per pixel of each centre's scanner
 AREAS = (8, 40, 70, 110, 160, 220, 300, 400, 700, 1500, 4000)  # lesions of a set, pixels of level BASE, and a cluster:
 CLUSTER = ((90, (-9, -9)), (60, (-9, 9)), (120, (9, -9)), (75, (9, 9)))  # area and x, y of lesions close together
+LARGE = 36000  # pixels of level BASE: more than a tenth of a crop of 512
 
 
 def parse_args(argv=None):
@@ -35,7 +37,12 @@ def parse_args(argv=None):
     parser.add_argument("--seed", type=cli.natural, default=0, help="decides shapes and places")
     parser.add_argument("--width", type=cli.positive, default=6144, help="level-0 pixels, a multiple of 256")
     parser.add_argument("--height", type=cli.positive, default=6144, help="level-0 pixels, a multiple of 256")
-    parser.add_argument("--annotated", type=cli.positive, default=3, help="slides with lesions of each of 5 centres")
+    parser.add_argument(
+        "--annotated",
+        type=cli.positive,
+        default=4,
+        help="slides with lesions of each of 5 centres; of two or more the last has one large lesion",
+    )
     parser.add_argument("--negative", type=cli.positive, default=2, help="slides without lesions of each of 5 centres")
     parser.add_argument("--lesion_sets", type=cli.positive, default=1, help="sets of 15 lesions on an annotated slide")
     parser.add_argument("--compression", choices=["deflate", "jpeg"], default="jpeg", help="of the slides")
@@ -99,16 +106,21 @@ def _meets(ring, side):
     return (ring.max(axis=0) >= 0).all() and (ring.min(axis=0) <= side).all()
 
 
-def paint(shape: tuple[int, int], sets: int, textures: list[np.ndarray], shapes: list[np.ndarray], rng) -> Painting:
-    """A painting of this shape at level BASE, with `sets` of lesions; `shapes` are outlines to use, none = blobs."""
+def paint(
+    shape: tuple[int, int], areas: Sequence[int], clusters: int, textures: list, shapes: list[np.ndarray], rng
+) -> Painting:
+    """A painting of this shape at level BASE, with lesions of these areas; `shapes` are outlines to use, none = blobs.
+
+    Of what finds no place on the tissue nothing is painted.
+    """
     tissue = _blob(rng) * (0.47 * np.array(shape[::-1])) + np.array(shape[::-1]) / 2
     tissue = mask_from_polygons([tissue * 2**BASE], [], BASE, shape)
     outlines, placed = [], []
-    for area in AREAS * sets:
+    for area in areas:
         ring = _scaled(shapes[rng.integers(len(shapes))] if shapes else _blob(rng), area)
         if _find_place(tissue, np.hypot(*ring.T).max(), placed, rng):
             outlines.append(ring + placed[-1][:2])
-    for _ in range(sets):
+    for _ in range(clusters):
         if _find_place(tissue, 30, placed, rng):
             outlines += [_scaled(_blob(rng), area) + placed[-1][:2] + shift for area, shift in CLUSTER]
     cut_outs = [ring.mean(axis=0) + 0.4 * (ring - ring.mean(axis=0)) for ring in sorted(outlines, key=_area)[-1:]]
@@ -211,41 +223,49 @@ def write_xml(path: Path, outlines: list[np.ndarray], cut_outs: list[np.ndarray]
         file.write("\n".join([*lines, "</AnnotationGroups>", "</ASAP_Annotations>", ""]))
 
 
-def slide_names(annotated: int, negative: int) -> dict[str, bool]:
-    """Name -> whether it has lesions: some of CAMELYON17's annotated slides of every centre, and others."""
+def slide_names(annotated: int, negative: int) -> dict[str, str]:
+    """Name -> "many" lesions, one "large" lesion or "none"; those with lesions are annotated in CAMELYON17 too."""
     names = {}
     for centre in range(5):
         own = [name for name in sorted(slides.ANNOTATED) if slides.centre_of(name) == centre]
-        names |= dict.fromkeys(own[:annotated], True)
+        names |= dict.fromkeys(own[:annotated], "many")
+        if annotated > 1:
+            names[own[:annotated][-1]] = "large"
         others = (f"patient_{20 * centre + 19 - i % 20:03}_node_{i // 20}" for i in range(100))
-        names |= dict.fromkeys([name for name in others if name not in slides.ANNOTATED][:negative], False)
+        names |= dict.fromkeys([name for name in others if name not in slides.ANNOTATED][:negative], "none")
     return dict(sorted(names.items()))
 
 
-def make_slide(name: str, lesions: dict[str, bool], source: np.ndarray, shapes: list[np.ndarray], args) -> None:
+def make_slide(name: str, lesions: dict[str, str], source: np.ndarray, shapes: list[np.ndarray], args) -> None:
     """Write one slide and, when it has lesions, its annotation and mask."""
     centre = slides.centre_of(name)
     rng = np.random.default_rng([args.seed, *name.encode()])
     shape = args.height >> BASE, args.width >> BASE
-    painting = paint(shape, args.lesion_sets * lesions[name], make_textures(source, centre, rng), shapes, rng)
+    areas = {"many": AREAS * args.lesion_sets, "large": (LARGE,), "none": ()}[lesions[name]]
+    clusters = args.lesion_sets * (lesions[name] == "many")
+    painting = paint(shape, areas, clusters, make_textures(source, centre, rng), shapes, rng)
     size, quality = (args.height, args.width), {"level": 85 if args.compression == "jpeg" else 1}
     write_pyramid(
         args.out / "training" / f"center_{centre}" / f"{name}.tif", painting.tile, (*size, 3), MPP[centre],
         photometric="rgb", compression=args.compression, compressionargs=quality,
     )  # fmt: skip
-    if lesions[name]:
+    if lesions[name] != "none":
         write_xml(args.out / "annotations" / f"{name}.xml", painting.outlines, painting.cut_outs)
         mask = args.out / "masks" / f"{name}_mask.tif"
         write_pyramid(mask, painting.mask_tile, size, MPP[centre], photometric="minisblack", compression="deflate")
 
 
-def write_labels(path: Path, lesions: dict[str, bool]) -> None:
+def write_labels(path: Path, lesions: dict[str, str]) -> None:
     """Write stage_labels.csv: rows of patients and of slides; 086_0 is labelled negative, as in CAMELYON17."""
-    patients = {f"{name[:11]}.zip": "pN1" if diseased else "pN0" for name, diseased in lesions.items()}
-    healthy = {name: not diseased or name == "patient_086_node_0" for name, diseased in lesions.items()}
+    patients = {f"{name[:11]}.zip": "pN0" if found == "none" else "pN1" for name, found in lesions.items()}
+    healthy = {name: found == "none" or name == "patient_086_node_0" for name, found in lesions.items()}
     rows = patients | {f"{name}.tif": "negative" if negative else "macro" for name, negative in healthy.items()}
     with atomic_open(path, "w") as file:
         file.write("patient,stage\n" + "".join(f"{name},{rows[name]}\n" for name in sorted(rows)))
+
+
+def _raise_out_of_memory(name):
+    raise MemoryError(f"the process that painted {name} was killed")
 
 
 def main(argv=None):
@@ -255,10 +275,12 @@ def main(argv=None):
     for folder in ["annotations", "masks", *(f"training/center_{centre}" for centre in range(5))]:
         make_folder(args.out / folder)
     task = partial(make_slide, lesions=lesions, source=source, shapes=shapes, args=args)
-    for _ in cli.progress(map_jobs(task, list(lesions), args.workers), len(lesions), "painting", "slides"):
+    painted = map_jobs(task, list(lesions), args.workers, killed=_raise_out_of_memory)
+    for _ in cli.progress(painted, len(lesions), "painting", "slides"):
         pass
     write_labels(args.out / "stage_labels.csv", lesions)
-    print(f"{len(lesions)} slides, {sum(lesions.values())} of them with lesions, in {args.out}")
+    diseased = sum(found != "none" for found in lesions.values())
+    print(f"{len(lesions)} slides, {diseased} of them with lesions, in {args.out}")
 
 
 if __name__ == "__main__":

@@ -65,6 +65,16 @@ def print_problems(problems: list[str], stream) -> None:
         print(f"{len(problems)} problems: what the lines above name was left out", file=stream)
 
 
+def one_line(slide: str, error: Exception) -> str:
+    """What went wrong with a slide."""
+    if isinstance(error, MemoryError):
+        return f"{slide}: out of memory: run again with fewer --workers"
+    if isinstance(error, OSError):
+        error = f"{error.strerror or error}: {error.filename or ''}".rstrip(": ")
+    text = " ".join(str(error).split())
+    return text if text.startswith(slide) else f"{slide}: {text}"
+
+
 def print_plan(jobs, crops_of: Callable, crop_bytes: int, worker_pixels: int, folder: Path, args) -> list[str]:
     """Print what a run would read, write and take; returns the slides that cannot be read, a line each.
 
@@ -77,8 +87,8 @@ def print_plan(jobs, crops_of: Callable, crop_bytes: int, worker_pixels: int, fo
         try:
             with Slide(job.path, args.level) as slide:
                 crops, (height, width) = crops_of(job, slide, args), slide.shape
-        except BadInput as error:
-            problems.append(f"{job.name}: {error}")
+        except (BadInput, OSError) as error:
+            problems.append(one_line(job.name, error))
             continue
         total += crops
         print(f"{job.name}  {job.split:5}  {width} x {height} px  at most {crops} crops  {job.path}")

@@ -1,11 +1,12 @@
 """Whole-slide images: folder layouts, stage labels, pyramid levels, pixels. The only file that imports openslide.
 
 A level-0 pixel is x0, y0; every array is indexed (y, x) in pixels of one level L, whose pixel (y, x) stands at the
-level-0 position (2**L * y, 2**L * x).
+level-0 position (2**L * y, 2**L * x). OpenSlide is asked for round(downsample * y), which is the same but where the
+sides of a slide are no multiples of 2**L: there OpenSlide's downsample is slightly off and would shift the pixels.
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +18,7 @@ SUFFIXES = (".tif", ".tiff")
 LAYOUTS = ("", "images", "center_*", "centre_*")  # where slides lie below --base_path
 SPLIT_OF_CENTRE = {0: "train", 1: "train", 2: "train", 3: "val", 4: "test"}  # paper, appendix A.2
 SPLIT_FOLDERS = {"train": "", "val": "valid", "test": "test"}  # where a split's crops lie in the crop folder
+STAGES = {"negative", "itc", "micro", "macro"}
 MAX_DOWNSAMPLE_ERROR = 1e-3
 _NAME = re.compile(r"patient_(\d{3})_node_\d+$")
 _FOLDER = re.compile(r"cent(?:er|re)_(\d+)$")
@@ -73,7 +75,9 @@ def resolve_slide(name: str, files: list[Path], labels: "Labels | None" = None) 
     folder = _FOLDER.match(files[0].parent.name)
     if folder and int(folder[1]) != centre:
         raise BadInput(f"{name}: lies in {files[0].parent.name}, but its patient number means centre {centre}")
-    if labels and labels.centres is not None and name in labels.stages:
+    if labels and labels.centres is not None:
+        if name not in labels.stages:
+            raise BadInput(f"{name}: not in {labels.path.name}")
         listed = labels.centres.get(name, "")
         if listed != str(centre):
             found = f"centre {listed}" if listed else "no centre"
@@ -90,10 +94,14 @@ class Labels:
     centres: dict[str, str] | None
 
     def unclear(self, names: Iterable[str]) -> list[str]:
-        """A line for each of the slides that has no stage, or several."""
-        stages = {name: " and ".join(sorted(self.stages.get(name, ()))) or "no row" for name in names}
-        unclear = [name for name in stages if len(self.stages.get(name, ())) != 1]
-        return [f"{name}: expected one stage in {self.path.name}, found {stages[name]}" for name in unclear]
+        """A line for each of the slides that has no stage, an unknown one or several."""
+        expected = f"expected one of {', '.join(sorted(STAGES))} in {self.path.name}"
+        found = {name: sorted(self.stages.get(name, ())) for name in names}
+        unclear = {name: stages for name, stages in found.items() if len(stages) != 1 or not STAGES.issuperset(stages)}
+        return [
+            f"{name}: {expected}, found {' and '.join(map(repr, stages)) or 'no row'}"
+            for name, stages in unclear.items()
+        ]
 
 
 def read_labels(path: Path) -> Labels:
@@ -123,6 +131,14 @@ def _centre_text(text):
     return match[1] if match else text.strip()
 
 
+def check_level(path: Path, level: int, downsamples: Sequence[float]) -> None:
+    """BadInput when a pyramid has no such level, or when its downsample is not 2**level within 0.1 %."""
+    if level >= len(downsamples):
+        raise BadInput(f"{path}: has no level {level}, only levels 0 to {len(downsamples) - 1}")
+    if abs(downsamples[level] / 2**level - 1) > MAX_DOWNSAMPLE_ERROR:
+        raise BadInput(f"{path}: level {level} is downsampled {downsamples[level]:.4g} times, expected {2**level}")
+
+
 class Slide:
     """One level of an open slide; a context manager.
 
@@ -139,7 +155,7 @@ class Slide:
         except (openslide.OpenSlideError, OSError) as error:
             raise BadInput(f"{path}: not readable as a slide: {error}") from None
         try:
-            self._check_level()
+            check_level(path, level, self._slide.level_downsamples)
         except BadInput:
             self._slide.close()
             raise
@@ -156,14 +172,6 @@ class Slide:
     def __exit__(self, *_):
         self._slide.close()
 
-    def _check_level(self):
-        levels = self._slide.level_count
-        if self.level >= levels:
-            raise BadInput(f"{self.path}: has no level {self.level}, only levels 0 to {levels - 1}")
-        expected, found = 2**self.level, self._slide.level_downsamples[self.level]
-        if abs(found / expected - 1) > MAX_DOWNSAMPLE_ERROR:
-            raise BadInput(f"{self.path}: level {self.level} is downsampled {found:.4g} times, expected {expected}")
-
     def _mpp(self):
         text = self._slide.properties.get("openslide.mpp-x")
         try:
@@ -176,15 +184,10 @@ class Slide:
 
         Unscanned: alpha 0 or RGB sum 0, before compositing. What lies outside the slide counts as unscanned.
         """
-        scale = 2**self.level
-        rgba = self._read_rgba((x * scale, y * scale), self.level, (width, height))
+        downsample = self._slide.level_downsamples[self.level]
+        rgba = self._read_rgba((round(x * downsample), round(y * downsample)), self.level, (width, height))
         red, green, blue, alpha = np.moveaxis(rgba, -1, 0)
         return self._composite(rgba), (alpha == 0) | (red | green | blue == 0)
-
-    def read_values(self, y: int, x: int, height: int, width: int) -> np.ndarray:
-        """First channel (height, width) uint8 of a mask slide."""
-        scale = 2**self.level
-        return self._read_rgba((x * scale, y * scale), self.level, (width, height))[..., 0]
 
     def thumbnail(self, step: int) -> np.ndarray:
         """Every step-th pixel of this level, (ceil(H / step), ceil(W / step), 3) uint8, from the coarsest fit level."""

@@ -5,7 +5,6 @@ split's canvases, so test.csv comes last. No file depends on the number of worke
 """
 
 import functools
-import io
 import multiprocessing
 import os
 import shutil
@@ -16,7 +15,7 @@ import numpy as np
 
 from common import cli
 from common.cli import BadInput
-from common.files import atomic_open, make_folder, read_json, write_json
+from common.files import atomic_open, make_folder, npy_bytes, read_json, write_json
 
 SPLITS = ("train", "val", "test")
 CHUNK = 32  # canvases a worker writes between two reports
@@ -123,10 +122,9 @@ def save_npz(path: Path, arrays: tuple) -> None:
     part = path.with_name(f".{path.name}.part")  # one name per canvas: a resumed run overwrites it
     with zipfile.ZipFile(part, "w") as archive:
         for number, array in enumerate(arrays):
-            member, npy = zipfile.ZipInfo(f"arr_{number}.npy"), io.BytesIO()
-            np.lib.format.write_array(npy, array, allow_pickle=False)
+            member = zipfile.ZipInfo(f"arr_{number}.npy")
             kind = zipfile.ZIP_DEFLATED if array.dtype == np.uint8 else zipfile.ZIP_STORED
-            archive.writestr(member, npy.getvalue(), kind, compresslevel=1)
+            archive.writestr(member, npy_bytes(array), kind, compresslevel=1)
     part.replace(path)
 
 
