@@ -1,13 +1,17 @@
 """Write saliency maps, local prediction maps and localisation scores of a trained network's images."""
 
+import hashlib
+import json
+import re
+import shutil
 from pathlib import Path
 
 import numpy as np
 
 import models
 from common import checkpoint, cli, device, metrics, pictures, runlog
-from common.cli import BadInput
-from common.files import make_folder, write_csv, write_json, write_npy
+from common.cli import BadInput, WorkFailed
+from common.files import atomic_open, make_folder, read_json, write_csv, write_json, write_npy
 from data import loaders
 from data.camelyon import dataset as camelyon
 from data.cluttered_mnist import dataset as mnist
@@ -25,7 +29,7 @@ OUTCOMES = {  # (label, prediction) -> row of the contact sheet, as in figures 1
 
 
 def parse_args(argv=None):
-    parser = cli.ArgumentParser(description=__doc__)
+    parser = cli.ArgumentParser(description=f"{__doc__} Network and --data_scaling are the run's; no flag is needed.")
     runlog.add_logdir_flag(parser)
     parser.add_argument("--datatype", choices=DATA, required=True, help="what the network was trained on")
     parser.add_argument("--split", choices=["train", "val", "test"], default="val", help="images to explain")
@@ -44,16 +48,17 @@ def parse_args(argv=None):
 def main(argv=None):
     args = parse_args(argv)
     where = device.select(args.device, args.precision)
+    if device.world_size() > 1:
+        raise BadInput("predict_saliency.py runs in one process: start it without torchrun")
     model, scale = load_model(args)
     model.to(where).eval()
     data = DATA[args.datatype].load_splits(args, [args.split])[args.split]
-    folder = make_folder(args.logdir / "saliency")
-    remove_stale(folder)
-    rows, panels = explain(model, data, loaders.ordered_loader(data, args), where, args, scale, folder)
-    write_csv(folder / "pred.csv", rows)
-    chosen = [[panel for outcome, panel in panels if outcome == key] for key in OUTCOMES]
-    pictures.contact_sheet(folder / "contact_sheet.png", chosen, list(OUTCOMES.values()))
-    report(rows, data, args.split, folder)
+    maps = MapFolder(make_folder(args.logdir), identity(args, data), args.batch_size)
+    explain(model, data, maps, where, args, scale)
+    draw_pictures(data, maps, args.overlays)
+    report(maps, data, args.split)
+    maps.publish()
+    print(f"maps, overlays, pred.csv and contact_sheet.png in {maps.target}")
 
 
 def load_model(args) -> tuple[models.NeedleClassifier, float]:
@@ -70,12 +75,10 @@ def load_model(args) -> tuple[models.NeedleClassifier, float]:
         asked, found = getattr(args, name), getattr(config, name)
         if asked is not None and asked != found:
             raise BadInput(f"--{name} {asked}: the network in {path} has {found}; leave the flag out")
-    take_data_flags(args, content["config"] if first_release else content["args"], path)
-    model = models.build_model(config)
-    try:
+    with checkpoint.naming(path):
+        take_data_flags(args, content["config"] if first_release else content["args"], path)
+        model = models.build_model(config)
         model.load_state_dict(content["state_dict"])
-    except (RuntimeError, TypeError, AttributeError) as error:
-        raise BadInput(f"{path}: weights do not fit its config: {str(error).splitlines()[-1].strip()}") from None
     return model, 255.0 if first_release and args.datatype == "camelyon" else 1.0
 
 
@@ -90,30 +93,80 @@ def take_data_flags(args, trained_with: dict, path: Path) -> None:
         args.seed = seed if isinstance(seed, int) else 42
 
 
-def remove_stale(folder: Path) -> None:
-    """Remove what an earlier run wrote, which may be of another split or network."""
-    for kind in ("*.npy", "*.png", "pred.csv", "localization.json"):
-        for path in folder.glob(kind):
-            path.unlink()
+class MapFolder:
+    """LOGDIR/saliency in the making: it grows as LOGDIR/saliency.part, whose finished batches a later run keeps.
+
+    `rows` are those of pred.csv so far. A part of other images, weights or settings is begun anew.
+    """
+
+    def __init__(self, logdir: Path, identity: dict, batch_size: int):
+        self.target, self.part = logdir / "saliency", logdir / "saliency.part"
+        if (self.part / "run.json").exists() and read_json(self.part / "run.json") == identity:
+            self.rows = self._finished(batch_size)
+        else:
+            shutil.rmtree(self.part, ignore_errors=True)
+            write_json(make_folder(self.part) / "run.json", identity)
+            self.rows = []
+
+    def _finished(self, batch_size):
+        """Rows of whole batches; the last line may be cut, and maps may have been published already."""
+        path = self.part / "rows.jsonl"
+        lines = path.read_text().splitlines() if path.exists() else []
+        rows = [json.loads(line) for line in lines if line.endswith("}")]
+        if not all((self.part / f"{kind}_{row['img']}.npy").exists() for row in rows for kind in ("sal", "pred")):
+            rows = []
+        kept = len(rows) // batch_size * batch_size
+        with atomic_open(path, "w") as file:
+            file.writelines(f"{line}\n" for line in lines[:kept])
+        return rows[:kept]
+
+    def add(self, rows: list[dict], saliency: np.ndarray, local: np.ndarray) -> None:
+        """Write the maps of one batch, saliency (B, H, W) and local predictions (B, h, w), and keep its rows."""
+        for row, sal, loc in zip(rows, saliency, local, strict=True):
+            write_npy(self.part / f"sal_{row['img']}.npy", sal)
+            write_npy(self.part / f"pred_{row['img']}.npy", loc)
+        with (self.part / "rows.jsonl").open("a") as file:
+            file.writelines(f"{json.dumps(row)}\n" for row in rows)
+        self.rows += rows
+
+    def saliency(self, i: int) -> np.ndarray:
+        """Image i's map, (H, W) float32."""
+        return np.load(self.part / f"sal_{i}.npy")
+
+    def publish(self) -> None:
+        """Move all but the book-keeping to the target, in place of what an earlier run left there."""
+        write_csv(self.part / "pred.csv", self.rows)
+        for path in make_folder(self.target).iterdir():
+            if re.fullmatch(r"(sal|pred)_\d+\.npy|overlay_\d+\.png", path.name):
+                path.unlink()
+        for path in sorted(self.part.iterdir()):
+            if path.name not in ("run.json", "rows.jsonl"):
+                path.replace(self.target / path.name)
+        shutil.rmtree(self.part)
 
 
-def explain(model, data, loader, where, args, scale, folder):
-    """Write every image's maps and the first overlays; returns the rows of pred.csv and the sheet's panels."""
-    rows, panels = [], []
+def identity(args, data) -> dict:
+    """What decides the maps."""
+    digest = hashlib.sha256((args.logdir / checkpoint.BEST).read_bytes()).hexdigest()
+    chosen = {"split": args.split, "precision": args.precision, "batch_size": args.batch_size}
+    return {"checkpoint": digest, "data": data.fingerprint(), **chosen}
+
+
+def explain(model, data, maps: MapFolder, where, args, scale: float) -> None:
+    """Write the maps of all images that an interrupted run has not finished."""
     for p in model.parameters():
         p.requires_grad_(False)
+    loader = loaders.ordered_loader(data, args, np.arange(len(maps.rows), len(data)))
     for images, labels in cli.progress(loader, len(loader), "saliency", "batch"):
         with device.autocast(where, args.precision):
             saliency, local, logits = saliency_maps(model, images.to(where) * scale)
         saliency, local = saliency.float().cpu().numpy(), local.float().cpu().numpy()
         probabilities = logits.double().softmax(dim=1)[:, 1].tolist()
-        for image, label, sal, loc, prob in zip(images, labels.tolist(), saliency, local, probabilities, strict=True):
-            i = len(rows)
-            write_npy(folder / f"sal_{i}.npy", sal)
-            write_npy(folder / f"pred_{i}.npy", loc)
-            rows.append(detection(data, i, label, prob, sal))
-            keep_pictures(panels, rows[-1], data, image, sal, folder, args.overlays)
-    return rows, panels
+        if not np.isfinite(probabilities).all():
+            raise WorkFailed(f"{args.logdir / checkpoint.BEST}: the network's outputs are not finite")
+        batch = zip(labels.tolist(), probabilities, saliency, strict=True)
+        rows = [detection(data, i, *item) for i, item in enumerate(batch, len(maps.rows))]
+        maps.add(rows, saliency, local)
 
 
 def detection(data, i, label, prob, saliency) -> dict:
@@ -141,25 +194,30 @@ def object_mask(data, i, shape) -> np.ndarray:
     return mask
 
 
-def keep_pictures(panels, row, data, image, saliency, folder, overlays):
-    """Write overlay_{i}.png for the first images, and keep a panel while the outcome's row of the sheet has room."""
-    outcome = (row["label"], row["pred"])
-    wanted = sum(kept == outcome for kept, _ in panels) < PANELS_PER_ROW
-    if row["img"] >= overlays and not wanted:
-        return
-    picture = image.permute(1, 2, 0).numpy()
-    picture = pictures.blend_saliency(picture.squeeze(-1) if picture.shape[-1] == 1 else picture, saliency)
+def draw_pictures(data, maps: MapFolder, overlays: int) -> None:
+    """Write overlay_{i}.png of the first images, and the contact sheet: the first images of each outcome."""
+    for row in maps.rows[:overlays]:
+        pictures.write_png(maps.part / f"overlay_{row['img']}.png", pictures.draw(make_panel(data, maps, row)))
+    sheet = []
+    for outcome in OUTCOMES:
+        rows = [row for row in maps.rows if (row["label"], row["pred"]) == outcome]
+        sheet.append([make_panel(data, maps, row) for row in rows[:PANELS_PER_ROW]])
+    pictures.contact_sheet(maps.part / "contact_sheet.png", sheet, list(OUTCOMES.values()))
+
+
+def make_panel(data, maps: MapFolder, row: dict) -> pictures.Panel:
+    """An image under its saliency, with its object outlined."""
+    saliency = maps.saliency(row["img"])
+    image = data[row["img"]][0].permute(1, 2, 0).numpy()  # (H, W, 1 or 3)
     color = pictures.LESION if hasattr(data, "lesion_mask") else pictures.NEEDLE
     outlined = object_mask(data, row["img"], saliency.shape) if row["label"] == 1 else None
-    panel = pictures.Panel(picture, f"image {row['img']}, p = {row['prob']:.2f}", mask=outlined, color=color)
-    if row["img"] < overlays:
-        pictures.write_png(folder / f"overlay_{row['img']}.png", pictures.draw(panel))
-    if wanted:
-        panels.append((outcome, panel))
+    title = f"image {row['img']}, p = {row['prob']:.2f}"
+    return pictures.Panel(pictures.blend_saliency(image, saliency), title, mask=outlined, color=color)
 
 
-def report(rows, data, split, folder):
+def report(maps: MapFolder, data, split: str) -> None:
     """Print and write the localisation scores."""
+    rows = maps.rows
     labels, predictions = [row["label"] for row in rows], [row["pred"] for row in rows]
     accuracy = metrics.rates(*metrics.confusion(labels, predictions))["acc"]
     scores = {"split": split, "images": len(rows), "positives": sum(labels), "accuracy": accuracy}
@@ -175,8 +233,7 @@ def report(rows, data, split, folder):
         )
     else:
         print("localisation left out: the data set does not say where the objects are")
-    write_json(folder / "localization.json", scores)
-    print(f"maps, overlays, pred.csv and contact_sheet.png in {folder}")
+    write_json(maps.part / "localization.json", scores)
 
 
 if __name__ == "__main__":

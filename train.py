@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import models
 from common import checkpoint, cli, device, metrics, runlog
-from common.cli import BadInput
+from common.cli import BadInput, WorkFailed
 from common.files import make_folder
 from common.moments import GradientVariance
 from data.loaders import Loaders
@@ -74,12 +74,12 @@ def fit(model: nn.Module, loaders: Loaders, args) -> dict:
     logdir = make_folder(args.logdir)
     _resume(run, logdir, identity)
     _announce(run, loaders)
-    if device.rank() == 0:
-        runlog.write_config(logdir, args, run.device, model=model.config.to_dict(), data=loaders.fingerprint)
     epochs = args.epochs * loaders.epoch_factor
     steps_per_epoch = sum(1 for _ in loaders.batches.groups(run.accumulation))
     done = len(run.history)
     if done < epochs:
+        if device.rank() == 0:
+            runlog.write_config(logdir, args, run.device, model=model.config.to_dict(), data=loaders.fingerprint)
         with runlog.TensorBoard(logdir, done * steps_per_epoch + 1) as board:
             for epoch in range(done, epochs):
                 _epoch(run, loaders, board, epoch, epochs)
@@ -143,7 +143,7 @@ def train_epoch(run: Run, loaders: Loaders, epoch: int, board=None, variance=Non
     batches = iter(loaders.train)
     groups = list(loaders.batches.groups(run.accumulation))
     log = StepLog(board, epoch * len(groups) + 1)
-    for n_batches, n_images in cli.progress(groups, len(groups), f"epoch {epoch + 1}", "step"):
+    for n_batches, n_images in device.progress(groups, len(groups), f"epoch {epoch + 1}", "step"):
         counts = torch.zeros(5, dtype=torch.float64, device=run.device)
         for images, labels in itertools.islice(batches, n_batches):
             counts += _accumulate(run, images, labels, n_images)
@@ -207,6 +207,9 @@ class StepLog:
         block = torch.stack(self.pending)
         device.sum_over_processes([block])
         block = block.cpu().numpy()  # (steps, 5)
+        if not np.isfinite(block).all():
+            step = self.next_step + int(np.argmin(np.isfinite(block).all(axis=1)))
+            raise WorkFailed(f"step {step}: the loss is not finite; lower --lr (checkpoint.pth keeps the last epoch)")
         if self.board:
             self.board.steps(self.next_step, block)
         self.total += block.sum(axis=0)
@@ -225,7 +228,8 @@ def _evaluate_splits(run, loaders, row, last):
 
 
 def _scores(split, run, loaders):
-    scores = evaluate(run.model, loaders.evaluation[split], run.device, run.args.precision)
+    loader = device.progress(loaders.evaluation[split], len(loaders.evaluation[split]), f"evaluating {split}", "batch")
+    scores = evaluate(run.model, loader, run.device, run.args.precision)
     return {f"{split}_{name}": value for name, value in scores.items()}
 
 
@@ -233,6 +237,8 @@ def evaluate(model: nn.Module, loader: Iterable, where: torch.device, precision:
     """Loss (mean over images), acc, prec, recall, auc and ap of a split; builds no graph."""
     labels, logits = predict(model, loader, where, precision)
     losses = np.logaddexp(logits[:, 0], logits[:, 1]) - logits[np.arange(len(labels)), labels]
+    if not np.isfinite(losses).all():
+        raise WorkFailed("the network's outputs are not finite; lower --lr")
     return {"loss": float(losses.mean()), **metrics.classification(labels, logits[:, 1] - logits[:, 0])}
 
 
@@ -274,16 +280,23 @@ def _resume(run, logdir, identity):
     """Load checkpoint.pth, if there is one, into the run."""
     path = logdir / checkpoint.LATEST
     if not path.exists():
-        return
+        return _refuse_results(logdir)
     saved = checkpoint.load(path)
-    if "identity" not in saved:
-        raise BadInput(f"{path}: not a checkpoint to resume from")
-    _refuse_difference(logdir, saved["identity"], identity)
-    run.model.load_state_dict(saved["state_dict"])
-    run.optimizer.load_state_dict(saved["optimizer"])
-    run.scaler.load_state_dict(saved["scaler"])
-    run.history = saved["history"]
-    run.best = run.history[saved["best_epoch"] - 1]
+    with checkpoint.naming(path):
+        _refuse_difference(logdir, saved["identity"], identity)
+        run.model.load_state_dict(saved["state_dict"])
+        run.optimizer.load_state_dict(saved["optimizer"])
+        run.scaler.load_state_dict(saved["scaler"])
+        run.history = saved["history"]
+        run.best = run.history[saved["best_epoch"] - 1]
+        _write_results(run, logdir, saved)  # it may have ended before it could
+
+
+def _refuse_results(logdir):
+    """BadInput when the folder holds a run that cannot be continued, for example the first release's."""
+    for name in (checkpoint.BEST, "stats.csv"):
+        if (logdir / name).exists():
+            raise BadInput(f"--logdir {logdir}: holds {name} of a run without checkpoint.pth; choose another folder")
 
 
 def _refuse_difference(logdir, saved, wanted):
@@ -296,27 +309,31 @@ def _refuse_difference(logdir, saved, wanted):
 
 
 def _save(run, logdir, identity):
-    """Write stats.csv and both checkpoints; only the first process does."""
-    if device.rank() > 0:
-        return
-    row = run.history[-1]
+    """Write checkpoint.pth, then what follows from it; only the first process does."""
     content = {
         "state_dict": run.model.state_dict(),
         "config": run.model.config.to_dict(),
         "args": runlog.plain(run.args),
-        "epoch": row["epoch"],
-    }
-    if row is run.best:
-        checkpoint.save(logdir / checkpoint.BEST, content)
-    runlog.write_stats(logdir / "stats.csv", run.history)
-    resumable = {
+        "epoch": run.history[-1]["epoch"],
         "optimizer": run.optimizer.state_dict(),
         "scaler": run.scaler.state_dict(),
         "history": run.history,
         "best_epoch": run.best["epoch"],
         "identity": identity,
     }
-    checkpoint.save(logdir / checkpoint.LATEST, {**content, **resumable})
+    if device.rank() == 0:
+        checkpoint.save(logdir / checkpoint.LATEST, content)
+    _write_results(run, logdir, content)
+
+
+def _write_results(run, logdir, content):
+    """Write stats.csv and, when the content of checkpoint.pth is the best epoch's, best_checkpoint.pth."""
+    if device.rank() > 0:
+        return
+    if run.history[-1] is run.best:
+        kept = {name: content[name] for name in ("state_dict", "config", "args", "epoch")}
+        checkpoint.save(logdir / checkpoint.BEST, kept)
+    runlog.write_stats(logdir / "stats.csv", run.history)
 
 
 def _announce(run, loaders):
@@ -327,8 +344,7 @@ def _announce(run, loaders):
     print(models.describe(run.model))
     print(f"batch {args.batch_size} x accumulation {run.accumulation} = {effective}{note}")
     factor = loaders.epoch_factor
-    stretched = f" x shrinkage {factor}" if factor > 1 else ""
-    print(f"{loaders.batches.length:,} training images, {args.epochs} epochs{stretched}, on {run.device}")
+    print(f"{loaders.batches.length:,} training images, {args.epochs} epochs x shrinkage {factor}, on {run.device}")
     if run.history:
         done = len(run.history) >= args.epochs * factor
         print(f"{args.logdir}: {'complete' if done else 'resuming'} after epoch {len(run.history)}", flush=True)

@@ -1,12 +1,13 @@
 """Checkpoints: dicts of tensors and plain types, written atomically, read without running anything in them."""
 
+import contextlib
 from pathlib import Path
 
 import torch
 
 from common import first_release
 from common.cli import BadInput
-from common.files import atomic_open
+from common.files import atomic_open, check_zip
 
 LATEST = "checkpoint.pth"
 BEST = "best_checkpoint.pth"
@@ -18,10 +19,23 @@ def save(path: Path, content: dict) -> None:
         torch.save(content, file)
 
 
-def load(path: Path) -> dict:
-    """Read what `save` wrote, tensors on the CPU; BadInput names a file that is anything else."""
+@contextlib.contextmanager
+def naming(path: Path):
+    """Turn the errors of using a checkpoint's content into a BadInput that names the file."""
     try:
+        yield
+    except (LookupError, TypeError, AttributeError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise BadInput(f"{path}: its content is not as expected: {type(error).__name__}: {reason[:200]}") from None
+
+
+def load(path: Path) -> dict:
+    """Read what `save` wrote, tensors on the CPU; BadInput names a file that is anything else or damaged."""
+    try:
+        check_zip(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
+    except BadInput:
+        raise
     except FileNotFoundError:
         raise BadInput(f"{path}: no such checkpoint") from None
     except Exception as error:  # a damaged file fails in many ways, all of them the file's

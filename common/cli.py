@@ -6,18 +6,25 @@ import multiprocessing
 import os
 import signal
 import sys
-import threading
 import time
 from pathlib import Path
 
-OUT_OF_MEMORY_HINT = "lower -b (and raise --delayed_step by the same factor), the canvas or --width"
+OUT_OF_MEMORY = "out of memory: use a smaller -b (with a larger --delayed_step), canvas or --width, or fewer --workers"
 
 
 class BadInput(Exception):
     """The user's input cannot be used. The message is one line naming the flag or file; the exit code is 2."""
 
+    exit_code = 2
+
     def __init__(self, message):
         super().__init__(str(message).rsplit("BadInput: ", 1)[-1].strip())  # torch prepends a worker's traceback
+
+
+class WorkFailed(BadInput):
+    """Work that began could not be finished, in one line; the exit code is 1."""
+
+    exit_code = 1
 
 
 class Terminated(BaseException):
@@ -50,6 +57,13 @@ def add_workers_flag(parser, default=None, help="worker processes"):
     parser.add_argument("--workers", "--n_workers", dest="workers", type=natural, default=default, help=help)
 
 
+def path(text: str) -> Path:
+    """Parse a path that is not empty, as an unset shell variable would make it (an argparse type)."""
+    if not text:
+        raise argparse.ArgumentTypeError("expected a path, got ''")
+    return Path(text)
+
+
 def natural(text: str) -> int:
     """Parse an int >= 0 (an argparse type)."""
     return _bounded(text, 0, "0 or more")
@@ -75,7 +89,7 @@ def nonnegative_float(text: str) -> float:
     except ValueError:
         value = float("nan")
     if not 0 <= value < float("inf"):
-        raise argparse.ArgumentTypeError(f"expected a number of 0 or more, got {text!r}")
+        raise argparse.ArgumentTypeError(f"expected a finite number of 0 or more, got {text!r}")
     return value
 
 
@@ -94,12 +108,13 @@ def run(main) -> None:
 
     Errors of the user's making are one line on stderr; anything unforeseen keeps its traceback.
     """
-    signal.signal(signal.SIGTERM, _raise_terminated)
+    previous = signal.signal(signal.SIGTERM, _raise_terminated)
+    sys.stdout.reconfigure(errors="backslashreplace")  # a name that the terminal cannot show is no error
     try:
         code = main() or 0
         sys.stdout.flush()
     except BadInput as error:
-        code = _complain(error, 2)
+        code = _complain(error, error.exit_code)
     except KeyboardInterrupt:
         _leave(_complain("interrupted; the same command continues", 130))
     except Terminated:
@@ -109,13 +124,15 @@ def run(main) -> None:
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-        code = _complain(f"out of memory: {OUT_OF_MEMORY_HINT}", 1)
+        code = _complain(OUT_OF_MEMORY, 1)
+    signal.signal(signal.SIGTERM, previous)
     sys.exit(code)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether Python, the C library or a CUDA device ran out of memory."""
-    return isinstance(error, MemoryError) or "out of memory" in str(error) or "can't allocate memory" in str(error)
+    """Whether Python, the C library or a CUDA device ran out of memory, or a loader process was killed for it."""
+    signs = ("out of memory", "can't allocate memory", "is killed by signal: Killed")
+    return isinstance(error, MemoryError) or any(sign in str(error) for sign in signs)
 
 
 def _raise_terminated(signum, frame):
@@ -150,18 +167,6 @@ def _os_error(error):
 
 def _where(error):
     return f" ({error.filename})" if error.filename else ""
-
-
-def quiet_worker() -> None:
-    """Pool initialiser: Ctrl-C and SIGTERM are the parent's to handle, and a worker does not outlive it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent():
-    multiprocessing.parent_process().join()
-    os._exit(1)
 
 
 def progress(iterable, total: int, desc: str, unit: str = "it"):

@@ -8,8 +8,10 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from common import cli
 from common.cli import BadInput
 
+LAUNCHED = {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}  # in the environment of torchrun's processes
 PRECISIONS = {"float32": None, "tf32": None, "fp16": torch.float16, "bf16": torch.bfloat16}  # autocast type
 
 
@@ -38,7 +40,7 @@ def select(name: str, precision: str = "float32") -> torch.device:
     if device is None or device.type not in ("cpu", "cuda"):
         raise BadInput(f"--device {name}: no such device here") from None
     _set_tf32(precision == "tf32")
-    if "WORLD_SIZE" in os.environ and not dist.is_initialized():
+    if os.environ.keys() >= LAUNCHED and not dist.is_initialized():
         if device.type == "cuda":
             torch.cuda.set_device(device)
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
@@ -83,6 +85,11 @@ def rank() -> int:
 def world_size() -> int:
     """How many processes train together."""
     return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def progress(iterable, total: int, desc: str, unit: str):
+    """Yield from the iterable, behind a progress bar in the first process."""
+    return cli.progress(iterable, total, desc, unit) if rank() == 0 else iterable
 
 
 def sum_over_processes(tensors: list[torch.Tensor]) -> None:

@@ -5,6 +5,8 @@ import io
 import json
 import os
 import tempfile
+import zipfile
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,11 +16,12 @@ from common.cli import BadInput
 
 
 @contextlib.contextmanager
-def atomic_open(path: Path, mode: str = "wb"):
+def atomic_open(path: Path, mode: str = "wb", sync: bool = True):
     """Open a file that appears at `path` only when the block ends without an error.
 
-    The temporary name is fixed (`.{name}.part`), so that an interrupted run leaves one file at most, which
-    the next run overwrites. Two writers of one path are the caller's to prevent.
+    Without `sync` a power cut may leave it without its content. The temporary name is fixed (`.{name}.part`), so that
+    an interrupted run leaves one file at most, which the next run overwrites. Two writers of one path are the caller's
+    to prevent.
     """
     path = Path(path)
     part = path.with_name(f".{path.name}.part")
@@ -26,10 +29,13 @@ def atomic_open(path: Path, mode: str = "wb"):
         with part.open(mode) as file:
             yield file
             file.flush()
-            os.fsync(file.fileno())
+            if sync:
+                os.fsync(file.fileno())
         part.replace(path)
-    except BaseException:
+    except BaseException as error:
         part.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is None:  # a full disk
+            raise OSError(error.errno, error.strerror, str(path)) from None
         raise
 
 
@@ -72,6 +78,19 @@ def read_json(path: Path) -> dict:
     if not isinstance(content, dict):
         raise BadInput(f"{path}: expected a JSON object")
     return content
+
+
+def check_zip(path: Path) -> None:
+    """BadInput names a zip file with a member whose checksum does not hold; any other file passes."""
+    if not zipfile.is_zipfile(path):
+        return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            broken = archive.testzip()
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
+        raise BadInput(f"{path}: damaged: {error}") from None
+    if broken:
+        raise BadInput(f"{path}: damaged: the checksum of {broken} does not hold")
 
 
 def make_folder(path: Path) -> Path:

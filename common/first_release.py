@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from common.cli import BadInput
+from common.files import check_zip
 
 SIGNATURES = (b"PK\x03\x04", b"\x80\x02")  # PyTorch's zip format, and the plain pickle before 1.6
 
@@ -108,6 +109,7 @@ def _refuse_other_formats(path):
         known = file.read(4).startswith(SIGNATURES)
     if not known or tarfile.is_tarfile(path):
         raise BadInput(f"{path}: not a checkpoint")
+    check_zip(path)
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             if any(name.endswith("constants.pkl") for name in archive.namelist()):

@@ -12,7 +12,7 @@ NEEDLE, LESION, EXAMPLE = (70, 130, 255), (0, 200, 0), (230, 30, 30)  # outline 
 
 @dataclass
 class Panel:
-    """One picture of a sheet: (H, W) or (H, W, 3) in [0, 1]; boxes are (y0, x0, y1, x1), masks bool (H, W)."""
+    """One picture of a sheet, as `rgb` takes it; boxes are (y0, x0, y1, x1), masks bool (H, W)."""
 
     image: np.ndarray
     title: str = ""
@@ -22,16 +22,15 @@ class Panel:
 
 
 def rgb(image: np.ndarray) -> np.ndarray:
-    """(H, W) or (H, W, 3) in [0, 1] -> (H, W, 3) uint8."""
+    """(H, W) or (H, W, 3), uint8 or in [0, 1] -> (H, W, 3) uint8, a copy."""
     image = np.repeat(image[..., None], 3, axis=2) if image.ndim == 2 else image
-    return (np.clip(image, 0, 1) * 255).round().astype(np.uint8)
+    return image.copy() if image.dtype == np.uint8 else (np.clip(image, 0, 1) * 255).round().astype(np.uint8)
 
 
 def blend_saliency(image: np.ndarray, saliency: np.ndarray) -> np.ndarray:
-    """Lay saliency (H, W), scaled to [0, 1] by its maximum, in red over an image in [0, 1]: (H, W, 3)."""
-    weight = (saliency / max(saliency.max(), 1e-30))[..., None]
-    base = rgb(image) / 255
-    return base * (1 - weight) + np.array([1.0, 0.0, 0.0]) * weight
+    """Lay saliency (H, W), scaled to [0, 1] by its maximum, in red over an image (H, W, 1 or 3): (H, W, 3) uint8."""
+    weight = (saliency / max(saliency.max(), 1e-30)).astype(np.float32)[..., None]
+    return rgb(image.clip(0, 1) * (1 - weight) + np.array([1, 0, 0], np.float32) * weight)
 
 
 def draw(panel: Panel) -> np.ndarray:
@@ -59,7 +58,7 @@ def write_png(path: Path, picture: np.ndarray) -> None:
 
 
 def contact_sheet(path: Path, rows: list[list[Panel]], row_titles: list[str] | None = None) -> None:
-    """Write a sheet of panels as PNG, one line of panels a row, every panel at the same size under its title."""
+    """Write a sheet of panels as PNG, one line of panels a row, every panel under its title, by 512 px at most."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -68,7 +67,9 @@ def contact_sheet(path: Path, rows: list[list[Panel]], row_titles: list[str] | N
     axes = figure.subplots(len(rows), columns, squeeze=False)
     for r, row in enumerate(rows):
         for axis, panel in zip(axes[r], row, strict=False):
-            axis.imshow(draw(panel), interpolation="nearest")
+            picture = draw(panel)
+            step = -(-max(picture.shape) // 512)
+            axis.imshow(picture[::step, ::step], interpolation="nearest")
             axis.set_title(panel.title, fontsize=8)
         for axis in axes[r]:
             axis.set_xticks([]), axis.set_yticks([])

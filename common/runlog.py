@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from common import device
+from common import cli, device
 from common.files import write_csv, write_json
 
 SPLIT_COLUMNS = ("loss", "acc", "prec", "recall", "auc", "ap")
@@ -21,7 +21,7 @@ HISTOGRAM_VALUES = 100_000
 
 def add_logdir_flag(parser) -> None:
     """Declare `--logdir`."""
-    parser.add_argument("--logdir", "-l", type=Path, required=True, help="folder of the run")
+    parser.add_argument("--logdir", "-l", type=cli.path, required=True, help="folder of the run")
 
 
 def plain(args) -> dict:

@@ -59,8 +59,8 @@ def training_subset(labels: np.ndarray, num_examples: int | None, balance: float
     positives, negatives = np.flatnonzero(labels == 1), np.flatnonzero(labels == 0)
     if n_positive > len(positives) or n - n_positive > len(negatives):
         raise BadInput(
-            f"--num_examples {n} with --data_balance {balance:g} needs {n_positive} positives and {n - n_positive} "
-            f"negatives, the training data hold {len(positives)} and {len(negatives)}"
+            f"--num_examples, --data_balance: {n} images with a share of {balance:g} need {n_positive} positives and "
+            f"{n - n_positive} negatives, the training data hold {len(positives)} and {len(negatives)}"
         )
     return np.sort(np.concatenate([positives[:n_positive], negatives[: n - n_positive]]))
 
@@ -69,7 +69,8 @@ def balanced_draws(labels: np.ndarray, subset: np.ndarray, seed: int) -> Callabl
     """epoch -> len(subset) indices drawn with replacement so that both classes are equally likely."""
     counts = np.bincount(labels[subset], minlength=2)
     if counts.min() == 0:
-        raise BadInput(f"the training subset needs images of both classes, holds {counts[1]} positive, {counts[0]} not")
+        found = f"{counts[1]} positives and {counts[0]} negatives"
+        raise BadInput(f"--num_examples, --data_balance: training needs images of both classes, found {found}")
     weights = 0.5 / counts[labels[subset]]
     return lambda epoch: np.random.default_rng((seed, epoch)).choice(subset, len(subset), p=weights)
 

@@ -14,6 +14,7 @@ FIRST_RELEASE_POOLINGS = {
     "logsumexp_forward": "logsumexp",
     "soft_mil_att_forward": "attention",
 }
+WIDTHS = range(-4, 3)
 NORMS = ("in_aff", "in", "bn")
 
 
@@ -41,6 +42,8 @@ class ModelConfig:
         config = {**config, "kernel3": tuple(config["kernel3"])}
         parse_kernel3("_".join(map(str, config["kernel3"])))
         parse_pooling(config["pooling"])
+        if config["width"] not in WIDTHS or config["norm"] not in NORMS:
+            raise ValueError(f"width {config['width']}, norm {config['norm']}")
         return cls(**config)
 
     def to_dict(self) -> dict:
@@ -106,7 +109,7 @@ def add_flags(parser: argparse.ArgumentParser, receptive_field: int = 33, poolin
         "--width",
         "--network_width",
         type=int,
-        choices=range(-4, 3),
+        choices=WIDTHS,
         metavar="W",
         default=0,
         help="channels times 2^W; the paper: -2 to 1, here -4 to 2",

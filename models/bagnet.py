@@ -99,6 +99,7 @@ class BagNet(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         if min(images.shape[-2:]) < MIN_SIDE:
             size = "x".join(map(str, images.shape[-2:]))
-            raise BadInput(f"images must be at least {MIN_SIDE} px a side, got {size}")
+            advice = "generate larger ones, or raise --data_scaling"
+            raise BadInput(f"images must be at least {MIN_SIDE} px a side, got {size}: {advice}")
         x = F.relu(self.bn1(self.conv2(self.conv1(images))))
         return self.layer4(self.layer3(self.layer2(self.layer1(x))))

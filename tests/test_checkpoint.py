@@ -92,6 +92,20 @@ def test_other_archives_are_refused(tmp_path):
         checkpoint.load_any(tmp_path / "absent.pth")
 
 
+@pytest.mark.parametrize("pandas_inside", [True, False], ids=["first release", "ours"])
+def test_a_flipped_byte_is_noticed(tmp_path, pandas_inside):
+    content = old_checkpoint(build_model(ModelConfig(1, width=-2)))
+    if not pandas_inside:
+        content = {"state_dict": content["state_dict"], "config": {}, "args": {}}
+    path = tmp_path / "best.pth"
+    torch.save(content, path)
+    damaged = bytearray(path.read_bytes())
+    damaged[len(damaged) // 2] ^= 1  # inside a weight
+    path.write_bytes(damaged)
+    with pytest.raises(BadInput, match=r"best\.pth: damaged: the checksum of .* does not hold"):
+        checkpoint.load_any(path)
+
+
 def test_a_failed_write_keeps_the_previous_checkpoint(tmp_path):
     path = tmp_path / "checkpoint.pth"
     checkpoint.save(path, {"epoch": 1})

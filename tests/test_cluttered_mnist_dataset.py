@@ -1,6 +1,7 @@
 """Reading nMNIST: files and recipe agree to the bit, data sets of the first release read alike."""
 
 import argparse
+import json
 import pickle
 import re
 
@@ -220,8 +221,51 @@ def test_damaged_canvas_is_named_in_one_line_from_a_loader_process(first_release
     assert str(error.value).startswith(f"{first_release / 'val_2.npz'}: damaged") and "\n" not in str(error.value)
 
 
-def test_damaged_recipe_is_named(tmp_path):
+@pytest.fixture
+def recipe_only(tmp_path):
     generate_data.main([*SMALL.split(), "--out", str(tmp_path), "--format", "none"])
-    edit(tmp_path / "recipe", "val_clutter.npy", lambda data: data[:-10])
+    return tmp_path
+
+
+def test_damaged_recipe_is_named(recipe_only):
+    edit(recipe_only / "recipe", "val_clutter.npy", lambda data: data[:-10])
     with pytest.raises(BadInput, match="val_clutter"):
-        load(tmp_path)["val"][0]
+        load(recipe_only)
+
+
+@pytest.mark.parametrize("part", ["clutter", "offsets", "needle", "pool"])
+def test_recipe_of_parts_that_do_not_belong_together_is_refused(recipe_only, part):
+    folder = recipe_only / "recipe"
+    edit(folder, f"train_{part}.npy", lambda _: (folder / f"test_{part}.npy").read_bytes())
+    with pytest.raises(BadInput, match=r"recipe: (the files of train do not belong|train image \d+ does not fit)"):
+        data = load(recipe_only)["train"]
+        [data[i] for i in range(len(data))]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"canvas": "64"}, "args.json: canvas is '64', expected a number of 29 or more"),
+        ({"scale": "a"}, "args.json: scale is 'a'"),
+        ({"canvas": None}, "args.json: canvas is None"),
+        ({"generator": "noise"}, "args.json: num_train is None"),
+        ({"canvas": 40}, "image .* does not fit"),
+    ],
+)
+def test_damaged_settings_are_named(recipe_only, change, message):
+    settings = json.loads((recipe_only / "args.json").read_text()) | change
+    (recipe_only / "args.json").write_text(json.dumps(settings))
+    with pytest.raises(BadInput, match=message):
+        data = load(recipe_only)["train"]
+        [data[i] for i in range(len(data))]
+
+
+@pytest.mark.parametrize(
+    ("cells", "message"), [(("oops", "21"), "numbers needle_y,needle_x"), (("", "21"), "numbers"), (("", ""), "every")]
+)
+def test_damaged_needle_positions_are_named(recipe_only, cells, message):
+    lines = (recipe_only / "val.csv").read_text().splitlines()
+    lines[3] = ",".join([*lines[3].split(",")[:2], *cells])
+    (recipe_only / "val.csv").write_text("\n".join(lines))
+    with pytest.raises(BadInput, match=f"val.csv, line 4: found val_2.npz,1.*{message}"):
+        load(recipe_only)

@@ -115,7 +115,7 @@ def test_ctrl_c_is_one_line_while_libraries_are_still_imported():
 
 def test_more_examples_than_the_data_hold(nmnist, tmp_path, capsys):
     assert train(nmnist, tmp_path, "--num_examples", "99999") == 2
-    assert "--num_examples 99999" in one_line(capsys)
+    assert "--num_examples, --data_balance: 99999 images" in one_line(capsys)
 
 
 def test_an_empty_data_folder(tmp_path, capsys):
@@ -152,7 +152,10 @@ def test_a_checkpoint_that_is_no_checkpoint(nmnist, tmp_path, capsys):
         (["--pooling", "median"], "expected one of max"),
         (["-b", "0"], "whole number of 1 or more"),
         (["--lr", "0"], "a number above 0"),
-        (["--l2", "-1"], "a number of 0 or more"),
+        (["--l2", "-1"], "a finite number of 0 or more"),
+        (["--l2", "nan"], "a finite number of 0 or more"),
+        (["--data_scaling", "1e9"], "--data_scaling 1e+09: makes 32 px"),
+        (["--logdir", ""], "expected a path"),
         (["--width", "-9"], "invalid choice: -9"),
         (["--device", "meta"], "--device meta: no such device"),
         (["--data_scaling", "0.2"], "at least 11 px"),

@@ -72,12 +72,18 @@ def test_damaged_files_are_named(tmp_path, name, content, message):
         digits.load(tmp_path)
 
 
-def test_failed_download_names_the_four_files_and_leaves_nothing(tmp_path, monkeypatch):
+@pytest.mark.parametrize("there", [0, 3])
+def test_failed_download_names_the_missing_files_and_leaves_nothing(tmp_path, monkeypatch, there):
     monkeypatch.setattr(digits, "DOWNLOAD_SECONDS", 0.05)
+    names = [f"{name}.gz" for name in digits.FILES.values()]
+    folder = tmp_path / "mnist"
+    for name in names[:there]:
+        folder.mkdir(exist_ok=True)
+        (folder / name).touch()
     with pytest.raises(BadInput) as error:
-        digits.load(tmp_path / "mnist")
-    assert all(f"{name}.gz" in str(error.value) for name in digits.FILES.values())
-    assert list((tmp_path / "mnist").iterdir()) == []
+        digits.load(folder)
+    assert [name in str(error.value) for name in names] == [False] * there + [True] * (4 - there)
+    assert {path.name for path in tmp_path.rglob("*.gz")} == set(names[:there]) and folder.exists() == (there > 0)
 
 
 def test_downloaded_files_stay_for_the_next_time(tmp_path, monkeypatch):

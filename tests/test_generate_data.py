@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import numpy as np
 import pytest
 
 from common.cli import BadInput
-from data.cluttered_mnist import folder, generate_data, generate_noise_data
+from data.cluttered_mnist import digits, folder, generate_data, generate_noise_data
 from data.cluttered_mnist.recipe import Recipe
 
 COMMANDS = Path(__file__).parents[1] / "data/cluttered_mnist"
@@ -115,6 +116,25 @@ def test_finished_data_set_is_left_alone(small, capsys):
     assert before == {file: file.stat().st_mtime_ns for file in small.iterdir()}
 
 
+@pytest.mark.parametrize("lost", ["train.csv", "val.csv", "recipe/val_pool.npy"])
+def test_lost_and_damaged_parts_are_made_again(small, tmp_path, lost):
+    shutil.copytree(small, tmp_path, dirs_exist_ok=True)
+    if lost.endswith("csv"):
+        (tmp_path / lost).unlink()
+    else:
+        os.truncate(tmp_path / lost, 500)
+    assert generate(tmp_path) == contents(small)
+
+
+@pytest.mark.parametrize("kind", ["test", "detection"])
+@pytest.mark.parametrize(("labels", "found"), [([1, 1, 1], "0 of the 3"), ([3, 3], "2 of the 2")])
+def test_digits_without_needle_or_clutter_are_refused(tmp_path, monkeypatch, kind, labels, found):
+    few = digits.Digits(np.zeros((len(labels), 28, 28), np.uint8), np.array(labels, np.uint8))
+    monkeypatch.setattr(digits, "load", lambda _: dict.fromkeys(folder.SPLITS, few))
+    with pytest.raises(BadInput, match=f"--digit 3: {found} train digits"):
+        generate_data.main([*SMALL, "--out", str(tmp_path), "--type", kind])
+
+
 def test_folder_of_other_settings_is_refused_by_flag(small):
     with pytest.raises(BadInput, match=r"--seed 1234 \(now 5\)") as error:
         generate_data.main([*SMALL, "--out", str(small), "--seed", "5", "--center-patch"])
@@ -138,6 +158,9 @@ def test_folder_of_another_program_is_refused(tmp_path):
         "--distortion-location -5",
         "--distortion-scale 3",
         "--scale 0.001",
+        "--scale 1e300",
+        "--center-patch --patch-size 0",
+        "--distortion-location 5",
         "--seed 4294967296",
         "--mnist /dev/null",
     ],
@@ -156,7 +179,7 @@ def test_bad_flag_ends_with_code_2_and_one_line(tmp_path):
 
 def test_too_small_a_disk_is_refused_before_writing(tmp_path, monkeypatch):
     monkeypatch.setattr(folder.shutil, "disk_usage", lambda _: folder.shutil._ntuple_diskusage(10**9, 10**9, 10**4))
-    with pytest.raises(BadInput, match=r"0\.0 GB free"):
+    with pytest.raises(BadInput, match=r"1e-05 GB free"):
         generate_data.main([*SMALL, "--out", str(tmp_path)])
     assert not list(tmp_path.iterdir())
 

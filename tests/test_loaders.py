@@ -42,7 +42,7 @@ def test_small_sets_get_as_many_updates(size, factor):
 
 
 def test_more_examples_than_there_are_is_named():
-    with pytest.raises(BadInput, match=r"--num_examples 30 .* needs 15 positives and 15 negatives, .* hold 10 and 10"):
+    with pytest.raises(BadInput, match=r"30 images.* need 15 positives and 15 negatives, .* hold 10 and 10"):
         training_subset(np.tile([1, 0], 10), 30, 0.5)
 
 

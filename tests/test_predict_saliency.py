@@ -76,6 +76,32 @@ def test_folder_holds_maps_tables_and_pictures(trained):
     assert 0 <= scores["average_precision"] <= 1
 
 
+def test_an_interrupted_run_continues_and_leaves_what_was_there(trained, tmp_path, monkeypatch):
+    _, folder = explain(trained, "-b", 8)
+    (folder / "notes.txt").write_text("mine")
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    batches = []
+
+    def interrupt(model, images):
+        batches.append(images)
+        if len(batches) == 3:
+            raise KeyboardInterrupt
+        return saliency_maps(model, images)
+
+    monkeypatch.setattr(predict_saliency, "saliency_maps", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        explain(trained, "-b", 8)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    with (folder.parent / "saliency.part" / "rows.jsonl").open("a") as file:
+        file.write('{"img": 16, "img_')  # as a kill leaves it
+    explain(trained, "-b", 8)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    n = len(pd.read_csv(folder / "pred.csv"))
+    assert len(batches) == 3 + -(-n // 8) - 2  # two batches were kept
+    assert not (folder.parent / "saliency.part").exists()
+    (folder / "notes.txt").unlink()
+
+
 def test_hits_lie_inside_the_needles_box(trained):
     table, _ = explain(trained)
     csv = pd.read_csv(trained[0] / "val.csv")

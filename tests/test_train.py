@@ -12,7 +12,7 @@ from synthetic import assert_same_training, fit, make_args, make_loaders, make_m
 
 import train
 from common import checkpoint, device, runlog
-from common.cli import BadInput
+from common.cli import BadInput, WorkFailed
 
 TIMINGS = ["seconds", "images_per_s"]
 
@@ -133,6 +133,61 @@ def test_flags_that_change_no_weight_may_differ_on_resuming(tmp_path):
     resumed, _ = fit(tmp_path / "a", *flags, *others, dtype=torch.float64)
     whole, _ = fit(tmp_path / "b", "-e", 2, *flags, dtype=torch.float64)
     assert_same_training(vector(whole), vector(resumed))
+
+
+def test_results_without_a_checkpoint_to_continue_from_are_not_overwritten(tmp_path):
+    (tmp_path / "best_checkpoint.pth").write_bytes(b"the first release's")
+    with pytest.raises(BadInput, match=r"holds best_checkpoint\.pth of a run without checkpoint\.pth; choose another"):
+        fit(tmp_path)
+    assert (tmp_path / "best_checkpoint.pth").read_bytes() == b"the first release's"
+
+
+def test_a_run_that_ends_between_its_files_continues(tmp_path, monkeypatch):
+    """checkpoint.pth comes first; what follows from it is written again."""
+    fit(tmp_path / "whole", "-e", 2)
+
+    def end(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train, "_write_results", end)
+    with pytest.raises(KeyboardInterrupt):
+        fit(tmp_path / "cut", "-e", 2)
+    monkeypatch.undo()
+    fit(tmp_path / "cut", "-e", 2)
+    whole, cut = (checkpoint.load(tmp_path / name / "best_checkpoint.pth") for name in ("whole", "cut"))
+    assert whole["epoch"] == cut["epoch"]
+    for name, tensor in whole["state_dict"].items():
+        assert torch.equal(tensor, cut["state_dict"][name])
+    pd.testing.assert_frame_equal(*(stats(tmp_path / name).drop(columns=TIMINGS) for name in ("whole", "cut")))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda saved: saved.pop("optimizer"),
+        lambda saved: saved.update(history=[]),
+        lambda saved: saved.update(best_epoch=99),
+        lambda saved: saved.update(identity=None),
+        lambda saved: saved["state_dict"].popitem(),
+    ],
+)
+def test_a_checkpoint_of_unexpected_content_is_named_in_one_line(tmp_path, damage):
+    fit(tmp_path, "-e", 1)
+    saved = checkpoint.load(tmp_path / "checkpoint.pth")
+    damage(saved)
+    checkpoint.save(tmp_path / "checkpoint.pth", saved)
+    with pytest.raises(BadInput, match=r"checkpoint\.pth: its content is not as expected") as error:
+        fit(tmp_path)
+    assert "\n" not in str(error.value) and len(str(error.value)) < 500
+
+
+def test_diverging_training_stops_and_keeps_the_last_epoch(tmp_path):
+    fit(tmp_path, "-e", 1, "--opt", "momentum", "--lr", "1e-5")
+    before = (tmp_path / "checkpoint.pth").read_bytes()
+    with pytest.raises(WorkFailed, match=r"step \d+: the loss is not finite; lower --lr"):
+        fit(tmp_path / "new", "--opt", "momentum", "--lr", "1e30")
+    assert (tmp_path / "checkpoint.pth").read_bytes() == before
+    assert not (tmp_path / "new" / "checkpoint.pth").exists()
 
 
 def test_batch_norm_sees_the_split_into_batches(tmp_path):

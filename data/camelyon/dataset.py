@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from torch.utils.data import Dataset
 
+from common import cli
 from common.cli import BadInput
 from data.camelyon.slides import SPLIT_FOLDERS
 
@@ -16,9 +17,9 @@ FINGERPRINT_FILES = 16
 
 def add_flags(parser) -> None:
     """Declare `--pos_path` and `--neg_path`; which command needs them is its own to check."""
-    holds = "holds the training crops, valid/ and test/; crops.csv names the crops, where there is one"
-    parser.add_argument("--pos_path", "-p", type=Path, help=f"folder of positive crops: {holds}")
-    parser.add_argument("--neg_path", "-n", type=Path, help=f"folder of negative crops: {holds}")
+    holds = "with the training crops, valid/ and test/ (needed); crops.csv names the crops, where there is one"
+    parser.add_argument("--pos_path", "-p", type=cli.path, help=f"folder of positive crops: {holds}")
+    parser.add_argument("--neg_path", "-n", type=cli.path, help=f"folder of negative crops: {holds}")
 
 
 def load_splits(args, names: Sequence[str] = tuple(SPLIT_FOLDERS)) -> dict[str, "CamelyonCrops"]:

@@ -6,16 +6,13 @@ with the flags, and `crops.csv`, put together from the records at the end of eve
 
 import functools
 import hashlib
-import multiprocessing
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from common import cli
+from common import cli, parallel
 from common.cli import BadInput
 from common.files import atomic_open, make_folder, npy_bytes, read_json, write_json
 from data.camelyon.report import one_line
@@ -28,9 +25,9 @@ KILLED = "its worker process was killed, probably for lack of memory: run again 
 def add_flags(parser, k: int, k_help: str) -> None:
     """Declare the flags of both extractors."""
     parser.add_argument(
-        "--base_path", type=Path, required=True, help="slides: center_C/patient_PPP_node_N.tif or flat images/"
+        "--base_path", type=cli.path, required=True, help="slides: center_C/patient_PPP_node_N.tif or flat images/"
     )
-    parser.add_argument("--save_dir", type=Path, required=True, help="folder for the crops")
+    parser.add_argument("--save_dir", type=cli.path, required=True, help="folder for the crops")
     parser.add_argument("--size", type=cli.positive, default=128, help="side of a crop, pixels of the level")
     parser.add_argument("--level", type=cli.natural, default=3, help="pyramid level, downsampled 2**level times")
     parser.add_argument("--k", type=cli.positive, default=k, help=k_help)
@@ -102,7 +99,7 @@ def run(jobs: list[Job], extract: Callable, draw: Callable, folder: Path, settin
     if jobs and not todo:
         print(f"nothing to do: all {len(jobs)} slides are done in {folder}")
     work = functools.partial(_work, extract=extract, draw=draw, folder=folder, args=args)
-    results = map_jobs(work, todo, args.workers, killed=lambda job: f"{job.name}: {KILLED}")
+    results = parallel.map_jobs(work, todo, args.workers, killed=lambda job: f"{job.name}: {KILLED}")
     failures = [failure for failure in cli.progress(results, len(todo), "extracting", "slides") if failure]
     _write_table(jobs, folder)
     _name_others(jobs, folder)
@@ -151,40 +148,6 @@ def _is_finished(job, folder):
         return path.exists() and read_json(path).get("source") == job.source
     except OSError:  # the annotation is not readable: the worker reports it
         return False
-
-
-def map_jobs(task: Callable, jobs: list, workers: int, killed: Callable) -> Iterator:
-    """Results of task(job), in the order in which they finish; on any error the workers stop at once.
-
-    killed(job) is the result of a job whose process was killed. With several workers it is not known which job that
-    was, so the unfinished ones are tried again, one at a time.
-    """
-    workers = min(workers, len(jobs))
-    if workers <= 1:
-        yield from map(task, jobs)
-        return
-    for job in (yield from _run_pool(task, jobs, workers)):
-        if (yield from _run_pool(task, [job], 1)):
-            yield killed(job)
-
-
-def _run_pool(task, jobs, workers):
-    """Yield the results of the jobs; returns those that are unfinished since a worker was killed."""
-    others, unfinished = set(multiprocessing.active_children()), list(jobs)
-    context = multiprocessing.get_context("fork")  # other kinds complain when the process ends in the middle
-    with ProcessPoolExecutor(workers, context, cli.quiet_worker) as pool:
-        try:
-            futures = {pool.submit(task, job): job for job in jobs}
-            for future in as_completed(futures):
-                yield future.result()
-                unfinished.remove(futures[future])
-        except BrokenProcessPool:
-            pass
-        except BaseException:
-            for worker in set(multiprocessing.active_children()) - others:
-                worker.terminate()
-            raise
-    return unfinished
 
 
 def _work(job: Job, extract, draw, folder: Path, args) -> str | None:

@@ -15,12 +15,11 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from common import cli
+from common import cli, parallel
 from common.cli import BadInput
 from common.files import atomic_open, make_folder
 from data.camelyon import slides
 from data.camelyon.annotations import LesionMask, mask_from_polygons, read_xml
-from data.camelyon.extraction import map_jobs
 
 BASE = 3  # the level at which slides are painted; finer levels repeat its pixels, coarser ones average them
 TILE = 512
@@ -33,7 +32,7 @@ LARGE = 36000  # pixels of level BASE: more than a tenth of a crop of 512
 
 def parse_args(argv=None):
     parser = cli.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", "-o", type=Path, required=True, help="folder for the tree")
+    parser.add_argument("--out", "-o", type=cli.path, required=True, help="folder for the tree")
     parser.add_argument("--seed", type=cli.natural, default=0, help="decides shapes and places")
     parser.add_argument("--width", type=cli.positive, default=6144, help="level-0 pixels, a multiple of 256")
     parser.add_argument("--height", type=cli.positive, default=6144, help="level-0 pixels, a multiple of 256")
@@ -264,10 +263,6 @@ def write_labels(path: Path, lesions: dict[str, str]) -> None:
         file.write("patient,stage\n" + "".join(f"{name},{rows[name]}\n" for name in sorted(rows)))
 
 
-def _raise_out_of_memory(name):
-    raise MemoryError(f"the process that painted {name} was killed")
-
-
 def main(argv=None):
     args = parse_args(argv)
     source, shapes = texture_source(args.texture), outline_shapes(args.outlines)
@@ -275,8 +270,7 @@ def main(argv=None):
     for folder in ["annotations", "masks", *(f"training/center_{centre}" for centre in range(5))]:
         make_folder(args.out / folder)
     task = partial(make_slide, lesions=lesions, source=source, shapes=shapes, args=args)
-    painted = map_jobs(task, list(lesions), args.workers, killed=_raise_out_of_memory)
-    for _ in cli.progress(painted, len(lesions), "painting", "slides"):
+    for _ in cli.progress(parallel.map_jobs(task, list(lesions), args.workers), len(lesions), "painting", "slides"):
         pass
     write_labels(args.out / "stage_labels.csv", lesions)
     diseased = sum(found != "none" for found in lesions.values())

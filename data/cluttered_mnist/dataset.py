@@ -16,10 +16,15 @@ from data.cluttered_mnist import folder, render
 from data.cluttered_mnist.digits import SIDE
 from data.cluttered_mnist.recipe import Noise, Recipe
 
+NUMBERS = {  # in args.json, by generator: the least value, int where a whole number is expected
+    "nmnist": {"canvas": SIDE + 1, "patch-size": 0, "scale": 1e-3},
+    "noise": {"canvas": 1, "seed": 0, "num_train": 1, "num_val": 1, "num_test": 1},
+}
+
 
 def add_flags(parser) -> None:
     """Declare the flags that `load_splits` reads."""
-    parser.add_argument("--data_path", "-d", type=Path, help="folder written by generate_data.py, with train.csv")
+    parser.add_argument("--data_path", "-d", type=cli.path, help="folder written by generate_data.py, with train.csv")
     parser.add_argument(
         "--data_scaling",
         type=cli.positive_float,
@@ -39,9 +44,7 @@ def load_splits(args, names: Sequence[str] = folder.SPLITS) -> dict[str, "Clutte
     path = args.data_path
     if path is None:
         raise BadInput("--data_path: missing, expected a folder written by generate_data.py")
-    settings = read_json(path / "args.json") if (path / "args.json").exists() else {}
-    if "generator" not in settings:
-        settings = {}  # another program's
+    settings = _read_settings(path / "args.json")
     splits = {}
     for split in names:
         table = _read_csv(path / f"{split}.csv", unfinished=bool(settings))
@@ -69,8 +72,8 @@ class ClutteredMNIST(Dataset):
         self.labels = table["label"].to_numpy(np.int64)
         self.positions = table[["needle_y", "needle_x"]].to_numpy(np.float64)  # (N, 2)
         self.needle_side = needle_side
-        if render.zoomed_side(min(source.canvas(numbers[0]).shape), scaling) < 1:
-            raise BadInput(f"--data_scaling {scaling}: nothing is left of the images")
+        for side in source.canvas(numbers[0]).shape:
+            render.zoomed_side(side, scaling, "--data_scaling")
 
     def __len__(self):
         return len(self.labels)
@@ -92,7 +95,7 @@ class ClutteredMNIST(Dataset):
     @property
     def has_positions(self) -> bool:
         """Whether the needles' positions are known."""
-        return bool(np.isfinite(self.positions[self.labels == 1]).any())
+        return bool(np.isfinite(self.positions[self.labels == 1]).all())
 
     def needle_box(self, i: int) -> tuple[float, float, float, float] | None:
         """Needle's (y0, x0, y1, x1) in px of the item, ends exclusive; None on negatives and where unknown."""
@@ -140,12 +143,23 @@ class Files:
         return hashlib.sha256(self.canvas(0).tobytes() + self.canvas(-1).tobytes()).digest()
 
 
+def _read_settings(path):
+    """Settings of our generators by name; {} where there are none or they are another program's."""
+    settings = read_json(path) if path.exists() else {}
+    needed = NUMBERS.get(str(settings.get("generator")), {})
+    for name, low in needed.items():
+        value = settings.get(name)
+        if isinstance(value, bool) or not isinstance(value, type(low) | int) or value < low:
+            raise BadInput(f"{path}: {name} is {value!r}, expected a number of {low} or more")
+    return settings if needed else {}
+
+
 def _open_source(path, split, settings, names, wanted):
     """(source, numbers): what gives the canvases of the named images, and the number of each image in it."""
     origin = None
     if settings.get("generator") == "noise":
         origin = Noise(split, settings)
-    elif settings and Recipe.exists(path):
+    elif settings and (path / "recipe").exists():
         origin = Recipe(path, split, settings)
     matches = [re.fullmatch(rf"{split}_(\d+)\.npz", _base_name(name)) for name in names]
     if origin is not None and None not in matches:
@@ -172,11 +186,21 @@ def _read_csv(path, unfinished):
         raise BadInput(f"{path}: expected rows of img_path,label, found {len(table)} of {','.join(table.columns)}")
     table = table.reindex(columns=["img_path", "label", "needle_y", "needle_x"])
     numbers = table.iloc[:, 1:].apply(pd.to_numeric, errors="coerce")
-    wrong = np.flatnonzero(~numbers["label"].isin((0, 1)) | table["img_path"].isna())
-    if wrong.size:
-        name, label = table.iloc[wrong[0], :2]
-        raise BadInput(f"{path}, line {wrong[0] + 2}: found {name},{label}, expected a file name and label 0 or 1")
+    positions = np.isfinite(numbers[["needle_y", "needle_x"]]).all(axis=1)
+    marked = table[["needle_y", "needle_x"]].notna().any(axis=1)
+    _refuse_rows(path, table, ~numbers["label"].isin((0, 1)) | table["img_path"].isna(), "a file name and label 0 or 1")
+    _refuse_rows(path, table, marked & ~positions, "numbers needle_y,needle_x or none")
+    if marked.any():
+        _refuse_rows(path, table, (numbers["label"] == 1) & ~positions, "needle_y,needle_x on every positive")
     return table.assign(**numbers)
+
+
+def _refuse_rows(path, table, wrong, expected):
+    """BadInput with the first of the wrong rows, a bool per row."""
+    if wrong.any():
+        row = int(np.argmax(wrong))
+        found = ",".join(table.iloc[row].fillna("").astype(str))
+        raise BadInput(f"{path}, line {row + 2}: found {found}, expected {expected}")
 
 
 def _base_name(name):

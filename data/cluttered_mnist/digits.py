@@ -45,7 +45,9 @@ def load(source: str) -> dict[str, Digits]:
     """
     if source == "digits":
         return _sklearn_digits()
-    files = _find(Path(source)) or _download(Path(source))
+    files = _find(Path(source))
+    if None in files.values():
+        files = _download(Path(source), files)
     train = _read_pair(files["train", "images"], files["train", "labels"])
     if len(train.labels) <= VALIDATION:
         raise BadInput(f"{files['train', 'images']}: {len(train.labels)} images, expected more than {VALIDATION}")
@@ -57,17 +59,19 @@ def load(source: str) -> dict[str, Digits]:
 
 
 def _find(folder):
-    """Paths of the four files, gzipped or not, in the folder or in MNIST/raw below it; None unless all are there."""
+    """Paths of the four files, gzipped or not, in the folder or in MNIST/raw below it; None where one is absent."""
     found = {}
     for key, name in FILES.items():
         candidates = [place / (name + ending) for place in (folder, folder / "MNIST/raw") for ending in (".gz", "")]
         found[key] = next((path for path in candidates if path.is_file()), None)
-    return None if None in found.values() else found
+    return found
 
 
-def _download(folder):
+def _download(folder, found):
     """Let torchvision fetch the files beside their final place, in a process that can be stopped; then move them."""
-    advice = f"put {', '.join(f'{name}.gz' for name in FILES.values())} there, or use --mnist digits (offline)"
+    missing = ", ".join(f"{FILES[key]}.gz" for key, path in found.items() if path is None)
+    advice = f"put {missing} there, or use --mnist digits (offline)"
+    created = not folder.exists()
     try:
         make_folder(folder)
     except BadInput as error:
@@ -77,10 +81,13 @@ def _download(folder):
         with contextlib.suppress(subprocess.TimeoutExpired):  # what arrived is judged below
             subprocess.run([sys.executable, "-c", fetch, scratch], timeout=DOWNLOAD_SECONDS, capture_output=True)
         fetched = _find(Path(scratch))
-        if fetched is None:
-            raise BadInput(f"--mnist {folder}: download failed; {advice}")
-        for path in fetched.values():
+        whole = None not in fetched.values()
+        for path in fetched.values() if whole else ():
             path.rename(folder / path.name)
+    if not whole:
+        if created:
+            folder.rmdir()
+        raise BadInput(f"--mnist {folder}: download failed; {advice}")
     return _find(folder)
 
 

@@ -5,15 +5,15 @@ split's canvases, so test.csv comes last. No file depends on the number of worke
 """
 
 import functools
-import multiprocessing
 import os
+import shlex
 import shutil
 import zipfile
 from pathlib import Path
 
 import numpy as np
 
-from common import cli
+from common import cli, parallel
 from common.cli import BadInput
 from common.files import atomic_open, make_folder, npy_bytes, read_json, write_json
 
@@ -24,7 +24,7 @@ CHUNK = 32  # canvases a worker writes between two reports
 def claim(out: Path, settings: dict) -> bool:
     """Make `out` the folder of the data set that the settings (flag name -> value) describe.
 
-    Returns whether it is complete already. Errors: BadInput names the flags in which what is there differs.
+    Returns whether it holds all CSVs already. Errors: BadInput names the flags in which what is there differs.
     """
     make_folder(out)
     if (out / "args.json").exists():
@@ -39,7 +39,13 @@ def claim(out: Path, settings: dict) -> bool:
         raise BadInput(f"--out {out}: holds a data set without args.json; choose another folder")
     else:
         write_json(out / "args.json", settings)
-    return (out / "test.csv").exists()
+    return all((out / f"{split}.csv").exists() for split in SPLITS)
+
+
+def print_next(out: Path) -> None:
+    """Print the command that trains on the data set."""
+    words = ["train_mnist.py", "--data_path", str(out), "--logdir", f"runs/{out.resolve().name}"]
+    print(f"next: python {shlex.join(words)}")
 
 
 def canvas_name(split: str, i: int) -> str:
@@ -71,27 +77,18 @@ def write_split(out: Path, split: str, source, npz: bool, workers: int, position
 
 def check_space(out: Path, needed: int) -> None:
     """Raise BadInput when the disk lacks the `needed` bytes, less what `out` holds already of them."""
-    needed -= sum(file.stat().st_size for file in make_folder(out).rglob("*"))
+    there = [*make_folder(out).glob("*.npz"), *out.glob("recipe/*.npy")]
+    needed -= sum(file.stat().st_size for file in there)
     free = shutil.disk_usage(out).free
     if free < needed:
-        raise BadInput(f"--out {out}: {free / 1e9:.1f} GB free, expected at least {needed / 1e9:.1f} GB")
+        raise BadInput(f"--out {out}: {free / 1e9:.3g} GB free, expected at least {needed / 1e9:.3g} GB")
 
 
 def _write_canvases(out, split, source, workers):
     """Write every canvas of the source that `out` does not hold whole."""
-    starts = range(0, len(source), CHUNK)
     write = functools.partial(_write_chunk, out, split, source)
-    if workers > 1:
-        with multiprocessing.Pool(workers, initializer=cli.quiet_worker) as pool:
-            _report(pool.imap_unordered(write, starts), len(source), split)
-            pool.close()  # lets workers end by themselves; leaving the block would kill one that is being forked
-            pool.join()
-    else:
-        _report(map(write, starts), len(source), split)
-
-
-def _report(chunks, total, split):
-    for _ in cli.progress((image for written in chunks for image in range(written)), total, split, "images"):
+    chunks = parallel.map_jobs(write, list(range(0, len(source), CHUNK)), workers)
+    for _ in cli.progress((i for written in chunks for i in range(written)), len(source), split, "images"):
         pass
 
 
@@ -119,13 +116,11 @@ def save_npz(path: Path, arrays: tuple) -> None:
 
     Bytes are deflated at the quickest level, half the work of NumPy's; floats are noise and stored.
     """
-    part = path.with_name(f".{path.name}.part")  # one name per canvas: a resumed run overwrites it
-    with zipfile.ZipFile(part, "w") as archive:
+    with atomic_open(path, sync=False) as file, zipfile.ZipFile(file, "w") as archive:
         for number, array in enumerate(arrays):
             member = zipfile.ZipInfo(f"arr_{number}.npy")
             kind = zipfile.ZIP_DEFLATED if array.dtype == np.uint8 else zipfile.ZIP_STORED
             archive.writestr(member, npy_bytes(array), kind, compresslevel=1)
-    part.replace(path)
 
 
 def load_npz(path: Path) -> np.ndarray:

@@ -23,7 +23,7 @@ EXAMPLES = 4  # columns of the example sheet
 def parse_args(argv=None):
     parser = cli.ArgumentParser(description=__doc__)
     add = parser.add_argument
-    add("-o", "--out", type=Path, required=True, help="folder to write")
+    add("-o", "--out", type=cli.path, required=True, help="folder to write")
     add(
         "-m",
         "--mnist",
@@ -66,41 +66,45 @@ def main(argv=None):
     args = parse_args(argv)
     layout = make_layout(args)
     splits = digits.load(args.mnist)
+    counts = count_images(splits, args)
     if args.type == "test":
         return write_example(args, layout, splits["train"])
-    counts = count_images(splits, args)
     check_space(args, layout, sum(counts.values()))
     settings = settings_of(args, layout, splits)
-    if folder.claim(args.out, settings):
+    if folder.claim(args.out, settings) and recipe.is_whole(args.out, settings):
         print(f"{args.out}: complete already, nothing to do")
     else:
         write_data_set(args, layout, splits, settings)
-    print(
-        f"{args.out}: {', '.join(f'{split} {count:,}' for split, count in counts.items())} images of {args.canvas} px"
-    )
+    side = render.zoomed_side(args.canvas, args.scale)
+    print(f"{args.out}: {', '.join(f'{split} {count:,}' for split, count in counts.items())} images of {side} px")
     print(f"O2I {100 * (digits.SIDE / args.canvas) ** 2:.3g} %, {layout.clutter} clutter digits, one more on negatives")
-    print(f"next: python train_mnist.py --data_path {args.out} --logdir runs/{args.out.resolve().name}")
+    folder.print_next(args.out)
 
 
 def make_layout(args) -> placements.Layout:
     """The flags on placement, checked."""
     if args.seed >= 2**32:
         raise BadInput(f"--seed {args.seed}: expected less than 2^32")
-    if render.zoomed_side(args.canvas, args.scale) < 1:
-        raise BadInput(f"--scale {args.scale}: nothing is left of --canvas {args.canvas}")
+    if args.center_patch and args.patch_size == 0:
+        raise BadInput("--center-patch: needs the grid of --patch-size")
+    if args.distortion_location != -1 and args.patch_size:
+        raise BadInput("--distortion-location: has no effect on the grid of --patch-size; leave one of them out")
+    render.zoomed_side(args.canvas, args.scale, "--scale")
     clutter = placements.default_clutter(args.canvas) if args.distortion_num is None else args.distortion_num
-    side = render.zoomed_side(digits.SIDE, args.distortion_scale)
+    side = render.zoomed_side(digits.SIDE, args.distortion_scale, "--distortion-scale")
     return placements.Layout(
         args.canvas, clutter, args.patch_size, args.center_patch, args.distortion_location, clutter_side=side
     )
 
 
 def count_images(splits: dict, args) -> dict[str, int]:
-    """Images per split: two per needle digit and pass; BadInput when there is no needle digit."""
-    counts = {split: 2 * args.duplicates * int((labels == args.digit).sum()) for split, (_, labels) in splits.items()}
-    if 0 in counts.values():
-        raise BadInput(f"--digit {args.digit}: a split of --mnist {args.mnist} has none: {counts}")
-    return counts
+    """Images per split: two per needle digit and pass; BadInput when needle digits or clutter digits are missing."""
+    needles = {split: int((labels == args.digit).sum()) for split, (_, labels) in splits.items()}
+    for split, (_, labels) in splits.items():
+        if needles[split] in (0, len(labels)):
+            found = f"{needles[split]} of the {len(labels)} {split} digits"
+            raise BadInput(f"--digit {args.digit}: {found} of --mnist {args.mnist} are of this class, expected some")
+    return {split: 2 * args.duplicates * count for split, count in needles.items()}
 
 
 def settings_of(args, layout: placements.Layout, splits: dict) -> dict:
@@ -123,7 +127,8 @@ def check_space(args, layout: placements.Layout, images: int) -> None:
 
 def write_data_set(args, layout: placements.Layout, splits: dict, settings: dict) -> None:
     """Write recipe, images and CSVs into args.out, continuing where an earlier run stopped."""
-    recipe.write(args.out, splits, layout, args.digit, args.duplicates, args.seed)
+    if not recipe.is_whole(args.out, settings):
+        recipe.write(args.out, splits, layout, args.digit, args.duplicates, args.seed)
     for split in splits:
         source = recipe.Recipe(args.out, split, settings)
         positions = source.part("needle")[:, 1:] * args.scale

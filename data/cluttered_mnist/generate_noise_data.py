@@ -19,7 +19,7 @@ PAIRS = {"train": 11276, "val": 500, "test": 500}
 def parse_args(argv=None):
     parser = cli.ArgumentParser(description=__doc__)
     add = parser.add_argument
-    add("-o", "--out", type=Path, required=True, help="folder to write")
+    add("-o", "--out", type=cli.path, required=True, help="folder to write")
     add("--canvas", type=cli.positive, default=512, help="rows and columns of an image in px")
     for split, pairs in PAIRS.items():
         note = ", of which training uses the first 11,276 images" if split == "train" else ""
@@ -43,7 +43,7 @@ def main(argv=None):
             folder.write_split(args.out, split, recipe.Noise(split, settings), args.format == "npz", args.workers)
     counts = ", ".join(f"{split} {2 * settings[f'num_{split}']:,}" for split in PAIRS)
     print(f"{args.out}: {counts} images of {args.canvas} px, N(0, 1), half of them labelled 1")
-    print(f"next: python train_mnist.py --data_path {args.out} --logdir runs/{args.out.resolve().name}")
+    folder.print_next(args.out)
 
 
 if __name__ == "__main__":

@@ -28,17 +28,19 @@ class Recipe:
 
     Args:
         folder: the data set's folder. settings: its args.json.
+    Errors: BadInput names a part that is missing or damaged, or says that the parts do not belong together.
     """
 
     def __init__(self, folder: Path, split: str, settings: dict):
         self.folder, self.split = Path(folder) / "recipe", split
         self.canvas_side, self.patch_size, self.scale = (settings[name] for name in ("canvas", "patch-size", "scale"))
         self._files = {}
-
-    @staticmethod
-    def exists(folder: Path) -> bool:
-        """Whether a data set's folder holds the recipe of all splits."""
-        return all((Path(folder) / "recipe" / f"{split}_{part}.npy").exists() for split in SPLITS for part in PARTS)
+        shapes = {name: self.part(name).shape for name in PARTS}
+        offsets = self.part("offsets")
+        fits = [len(shape) for shape in shapes.values()] == [3, 3, 2, 1, 2]
+        fits = fits and len(offsets) == len(self) + 1 and offsets[0] == 0 and offsets[-1] == shapes["clutter"][0]
+        if not fits:
+            raise BadInput(f"{self.folder}: the files of {split} do not belong together: {shapes}")
 
     def __getstate__(self):
         return self.__dict__ | {"_files": {}}
@@ -67,8 +69,12 @@ class Recipe:
         return digits
 
     def canvas(self, i: int) -> np.ndarray:
-        """Image i as its file holds it, (H, W) uint8."""
-        return render.zoom_uint8(render.compose(self.canvas_side, *self.layers(i)), self.scale)
+        """Image i as its file holds it, (H, W) uint8; BadInput when digits lie outside or are not in the pool."""
+        try:
+            canvas = render.compose(self.canvas_side, *self.layers(i))
+        except (IndexError, ValueError):
+            raise BadInput(f"{self.folder}: {self.split} image {i} does not fit the pool or the canvas") from None
+        return render.zoom_uint8(canvas, self.scale)
 
     def arrays(self, i: int) -> tuple:
         """What the file of image i holds: the canvas and, where needles were drawn on a grid, the patch map."""
@@ -109,14 +115,20 @@ class Noise:
         return hashlib.sha256(f"noise {self.canvas_side} {self.seed} {self.split} {self.images}".encode()).digest()
 
 
+def is_whole(folder: Path, settings: dict) -> bool:
+    """Whether a data set's folder holds the recipe of all splits, undamaged as far as the files' sizes tell."""
+    try:
+        return all(len(Recipe(folder, split, settings)) for split in SPLITS)
+    except BadInput:
+        return False
+
+
 def write(out: Path, splits: dict[str, Digits], layout: placements.Layout, digit: int, passes: int, seed: int) -> None:
-    """Draw the recipe of every split from one stream and save it, unless it is there.
+    """Draw the recipe of every split from one stream and save it.
 
     Args:
         digit: class of the needles, each of which stands on one positive per pass. Clutter are the other classes.
     """
-    if Recipe.exists(out):
-        return
     folder, rng = make_folder(out / "recipe"), np.random.RandomState(seed)
     for split, (images, labels) in splits.items():
         needles, pool = images[labels == digit], images[labels != digit]

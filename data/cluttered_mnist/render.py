@@ -5,6 +5,10 @@ NumPy composes one canvas, torch a batch on any device; sums of integers make bo
 
 import numpy as np
 
+from common.cli import BadInput
+
+MAX_SIDE = 2**16  # px
+
 
 def compose(side: int, *layers: tuple) -> np.ndarray:
     """Add digits onto one canvas.
@@ -79,6 +83,8 @@ def zoom_stack(images: np.ndarray, side: int) -> np.ndarray:
     return images if side == s else np.stack([zoom_uint8(image, side / s) for image in images])
 
 
-def zoomed_side(side: int, factor: float) -> int:
-    """Rows or columns of a zoomed image in px."""
+def zoomed_side(side: int, factor: float, flag: str = "zoom") -> int:
+    """Rows or columns of a zoomed image in px; BadInput names the flag when there are none or more than 65,536."""
+    if not 0.5 < side * factor <= MAX_SIDE:
+        raise BadInput(f"{flag} {factor:g}: makes {side} px {side * factor:g} px, expected 1 to {MAX_SIDE}")
     return round(side * factor)
