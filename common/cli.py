@@ -111,22 +111,31 @@ def run(main) -> None:
     previous = signal.signal(signal.SIGTERM, _raise_terminated)
     sys.stdout.reconfigure(errors="backslashreplace")  # a name that the terminal cannot show is no error
     try:
-        code = main() or 0
-        sys.stdout.flush()
-    except BadInput as error:
-        code = _complain(error, error.exit_code)
+        code = _exit_code(main)
     except KeyboardInterrupt:
         _leave(_complain("interrupted; the same command continues", 130))
     except Terminated:
         _leave(_complain("terminated; the same command continues", 143))
-    except OSError as error:
-        code = _os_error(error)
-    except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
-            raise
-        code = _complain(OUT_OF_MEMORY, 1)
     signal.signal(signal.SIGTERM, previous)
     sys.exit(code)
+
+
+def _exit_code(main):
+    """Call main() and say in one line what failed."""
+    try:
+        code = main() or 0
+        sys.stdout.flush()
+        return code
+    except BadInput as error:
+        return _complain(error, error.exit_code)
+    except OSError as error:
+        return _os_error(error)
+    except (MemoryError, RuntimeError) as error:
+        if "is killed by signal: Terminated" in str(error):  # a loader process was told before this one
+            raise Terminated from None
+        if not is_out_of_memory(error):
+            raise
+        return _complain(OUT_OF_MEMORY, 1)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -136,6 +145,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def _raise_terminated(signum, frame):
+    signal.signal(signal.SIGCHLD, lambda *_: None)  # else torch reports that its loader processes were told too
     raise Terminated
 
 

@@ -1,5 +1,6 @@
 """Every command of the README runs as printed, small; wrong input ends in one line and exit code 2."""
 
+import os
 import re
 import runpy
 import shlex
@@ -11,6 +12,8 @@ import time
 from pathlib import Path
 
 import pytest
+
+from experiments import demo
 
 ROOT = Path(__file__).parent.parent
 SMALLER = {  # flag -> value that replaces the README's: paths, sizes, epochs and width only
@@ -24,12 +27,11 @@ SMALLER = {  # flag -> value that replaces the README's: paths, sizes, epochs an
     "--num_test": "4",
     "--num_examples": "64",
     "--size": "64",
-    "--low_roir": "0.01",
-    "--high_roir": "0.1",
     "-e": "1",
     "--epochs": "1",
     "--width": "-2",
 }
+PATHS = {"CAMELYON17": "slides", "level3_size_512": "level3_size_64"}
 TRAINED = ("train_mnist.py", "train_camelyon.py")
 
 
@@ -42,7 +44,9 @@ def readme_commands():
 
 def smaller(line):
     """The command as a list of arguments, its sizes, epochs and width replaced by small ones."""
-    words = shlex.split(line.replace("level3_size_512_ratio_0.1_0.5", "level3_size_64_ratio_0.01_0.1"), comments=True)
+    for name, stand_in in PATHS.items():
+        line = line.replace(name, stand_in)
+    words = shlex.split(line, comments=True)
     for i, word in enumerate(words[:-1]):
         if word in SMALLER:
             words[i + 1] = SMALLER[word]
@@ -85,6 +89,25 @@ def test_readme_command(line, workplace, monkeypatch):
         assert subprocess.run(starter, timeout=300).returncode == 0
     else:
         assert run_here(words[1:]) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("data", ["mnist", "camelyon"])
+def test_demo(data, tmp_path, monkeypatch, capsys):
+    """make demo and make demo-camelyon, small."""
+
+    def command(line):
+        assert run_here(smaller(f"python {line}")[1:]) == 0
+
+    monkeypatch.setattr("data.loaders.PAPER_TRAIN_SIZE", 64)
+    monkeypatch.setattr(demo, "mnist_source", lambda: ("digits", 1))
+    monkeypatch.setattr(demo, "command", command)
+    demo.main([data, "--out", str(tmp_path)])
+    closing = capsys.readouterr().out.split("done in")[1]
+    for figure in ("test accuracy", "test AUC", "localisation AP", "training images/s", "run folder"):
+        assert figure in closing
+    sheet = next(line.split()[-1] for line in closing.splitlines() if line.startswith("contact sheet"))
+    assert Path(sheet).read_bytes().startswith(b"\x89PNG")
 
 
 def one_line(capsys):
@@ -167,6 +190,21 @@ def test_a_checkpoint_that_is_no_checkpoint(nmnist, tmp_path, capsys):
 def test_wrong_flags(nmnist, tmp_path, capsys, flags, said):
     assert train(nmnist, tmp_path, *flags) == 2
     assert said in one_line(capsys)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("delay", [0.5, 1, 1.5])
+def test_sigterm_to_all_processes_of_a_training_run_is_one_line(nmnist, tmp_path, delay):
+    """As SLURM sends it: to the loader processes too."""
+    command = ["train_mnist.py", "--data_path", nmnist, "--logdir", tmp_path, "--width", "-2", "--workers", "2"]
+    pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen([sys.executable, *command], cwd=ROOT, start_new_session=True, **pipes)
+    while not (tmp_path / "config.json").exists():
+        time.sleep(0.01)
+    time.sleep(delay)
+    os.killpg(process.pid, signal.SIGTERM)
+    said = process.communicate(timeout=60)[1]
+    assert (process.returncode, said) == (143, "train_mnist.py: terminated; the same command continues\n")
 
 
 @pytest.mark.parametrize("script", [path.name for path in ROOT.glob("*.py") if path.name != "train.py"])
