@@ -3,6 +3,7 @@
 Prints one table: what is timed, ours, the baseline, their ratio. Nothing is kept on disk.
 """
 
+import statistics
 import sys
 import tempfile
 import time
@@ -15,6 +16,7 @@ import numpy as np
 from common import cli
 from data.cluttered_mnist import digits, folder, placements, recipe
 
+TURN = 10
 SETTINGS = {"patch-size": 64, "scale": 1.0}
 
 
@@ -37,9 +39,12 @@ def main(argv=None):
         drawing = time.perf_counter() - start
         source = recipe.Recipe(out, "train", SETTINGS | {"canvas": args.canvas})
         images = range(min(args.images, len(source)))
-        compose = median_ms(source.canvas, images), median_ms(lambda i: compose_float64(source, i), images)
-        write = median_ms(lambda i: folder.save_npz(out / "ours.npz", source.arrays(i)), images)
-        write = write, median_ms(lambda i: save_float64(out / "baseline.npz", source, i), images)
+        compose = median_ms(images, source.canvas, lambda i: compose_float64(source, i))
+        write = median_ms(
+            images,
+            lambda i: folder.save_npz(out / "ours.npz", source.arrays(i)),
+            lambda i: save_float64(out / "baseline.npz", source, i),
+        )
         size = [(out / name).stat().st_size / 1000 for name in ("ours.npz", "baseline.npz")]
     print(f"canvas {args.canvas}, {layout.clutter} clutter digits, one core, median CPU time of {len(images)} images")
     print(f"{'':32}{'ours':>10}{'baseline':>10}{'ratio':>8}")
@@ -63,15 +68,17 @@ def save_float64(path: Path, source: recipe.Recipe, i: int) -> None:
     np.savez_compressed(path, compose_float64(source, i) / 255, source.arrays(i)[1])
 
 
-def median_ms(function, images: range) -> float:
-    """Median CPU milliseconds of function(i) over the images, after one call that does not count."""
-    function(images[0])
-    seconds = []
-    for i in images:
-        start = time.process_time()  # other programs on the core do not count
-        function(i)
-        seconds.append(time.process_time() - start)
-    return 1000 * float(np.median(seconds))
+def median_ms(images: range, *functions) -> list[float]:
+    """Median CPU milliseconds of each function(i), in turns of TURN images, each after a call that does not count."""
+    seconds = [[] for _ in functions]
+    for first in images[::TURN]:
+        for function, its_seconds in zip(functions, seconds, strict=True):
+            function(first)
+            for i in images[first : first + TURN]:
+                start = time.process_time()  # other programs on the core do not count
+                function(i)
+                its_seconds.append(time.process_time() - start)
+    return [1000 * statistics.median(its_seconds) for its_seconds in seconds]
 
 
 def count_needles(splits: dict) -> int:
