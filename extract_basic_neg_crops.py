@@ -15,7 +15,7 @@ MAX_TRIES = 10_000  # positions tried on a slide
 def parse_args(argv=None):
     parser = cli.ArgumentParser(description=__doc__)
     parser.add_argument(
-        "--label_path", type=Path, required=True, help="stage_labels.csv or stages.csv: patient,stage[,center]"
+        "--label_path", type=cli.path, required=True, help="stage_labels.csv or stages.csv: patient,stage[,center]"
     )
     extraction.add_flags(parser, k=100, k_help="crops of every slide")
     return parser.parse_args(argv)
@@ -35,17 +35,14 @@ def find_jobs(args) -> tuple[list[extraction.Job], list[str]]:
         print(f"{name}: left out, it is labelled negative but lesions are outlined in it")
     jobs, problems = [], labels.unclear(name for name in found if not slides.is_test_patient(name))
     healthy = [name for name in healthy if not slides.is_test_patient(name)]
-    for name in set(healthy) & set(found):
+    for name in healthy:
         try:
-            jobs.append(extraction.Job(name, *slides.resolve_slide(name, found[name], labels)))
+            jobs.append(extraction.Job(name, *slides.resolve_slide(name, found.get(name, []), labels)))
         except BadInput as error:
             problems.append(str(error))
-    missing = [name for name in healthy if name not in found]
-    if missing:
-        problems.append(f"{len(missing)} slides labelled negative are not in {args.base_path}: {' '.join(missing)}")
     if not jobs and not problems:
         raise BadInput(f"--label_path {args.label_path}: no slide to use is labelled negative")
-    return sorted(jobs, key=lambda job: job.name), sorted(problems)
+    return jobs, sorted(problems)
 
 
 def extract_slide(job: extraction.Job, folder: Path, args) -> dict:
@@ -86,15 +83,16 @@ def draw_preview(job: extraction.Job, record: dict, path: Path, args) -> None:
 def main(argv=None):
     args = parse_args(argv)
     jobs, problems = find_jobs(args)
+    folder, settings = args.save_dir, {key: getattr(args, key) for key in ("size", "level", "k", "seed")}
     if args.dry_run:
-        problems += report.print_plan(jobs, lambda *_: args.k, 3 * args.size**2, args.size**2, args.save_dir, args)
+        todo, absent = extraction.plan(jobs, folder, settings, args)
+        problems += report.print_plan(todo, lambda *_: args.k, 3 * args.size**2, args.size**2, folder, args) + absent
     else:
-        settings = {key: getattr(args, key) for key in ("size", "level", "k", "seed")}
-        problems += extraction.run(jobs, extract_slide, draw_preview, args.save_dir, settings, args)
+        records, failures = extraction.run(jobs, extract_slide, draw_preview, folder, settings, args)
+        problems += failures
         paper = report.PAPER_NEGATIVES.get(args.size) if args.level == 3 else None
-        records = extraction.read_records(jobs, args.save_dir)
         name_short_slides(records, args.k)
-        report.print_counts(records, f"negatives in {args.save_dir}", paper and (paper,), lesions=False)
+        report.print_counts(records, f"negatives in {folder}", paper and (paper,), lesions=False)
     report.print_problems(problems, sys.stderr)
     return 1 if problems else 0
 

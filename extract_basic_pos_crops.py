@@ -10,11 +10,13 @@ from common import cli
 from common.cli import BadInput
 from data.camelyon import annotations, crops, extraction, report, slides
 
+NO_LESION = "annotation without a lesion on this level"
+
 
 def parse_args(argv=None):
     parser = cli.ArgumentParser(description=__doc__)
     parser.add_argument(
-        "--data", type=Path, required=True, help="annotations: SLIDE.xml (ASAP) or, without XML, SLIDE_mask.tif"
+        "--data", type=cli.path, required=True, help="annotations: SLIDE.xml (ASAP) or, without XML, SLIDE_mask.tif"
     )
     extraction.add_flags(parser, k=50, k_help="crops of every lesion")
     parser.add_argument("--low_roir", type=_ratio, default=0.5, help="lesion share of a crop: more than this, 0 to 1")
@@ -57,8 +59,9 @@ def extract_slide(job: extraction.Job, folder: Path, args) -> dict:
     with slides.Slide(job.path, args.level) as slide:
         mask = annotations.read_mask(job.annotation, slide)
         writer = extraction.CropWriter(folder, job, args.level, slide.mpp)
-        counts, used = Counter(mask.notes), 0
-        for lesion in mask.lesions():
+        lesions, counts, used = mask.lesions(), Counter(mask.notes), 0
+        counts[NO_LESION] = int(not lesions)
+        for lesion in lesions:
             found = crops_around(lesion, mask, slide, args)
             if isinstance(found, str):
                 counts[found] += 1
@@ -119,19 +122,29 @@ def count_crops(job: extraction.Job, slide: slides.Slide, args) -> int:
     return args.k * sum(isinstance(crops.placements(lesion, args.size, slide.shape), crops.Box) for lesion in lesions)
 
 
+def name_empty_slides(records: list[dict]) -> None:
+    """Print the slides whose annotation holds no lesion."""
+    for record in records:
+        if NO_LESION in record["counts"]:
+            print(f"{record['slide']}: {NO_LESION}")
+
+
 def main(argv=None):
     args = parse_args(argv)
     jobs, problems = find_jobs(args)
     name = f"level{args.level}_size_{args.size}_ratio_{args.low_roir:g}_{args.high_roir:g}"
     folder = args.save_dir / name
+    settings = {key: getattr(args, key) for key in ("size", "level", "k", "seed", "low_roir", "high_roir")}
     if args.dry_run:
         window, crop_bytes = (2 * args.size - 1) ** 2, 4 * args.size**2
-        problems += report.print_plan(jobs, count_crops, crop_bytes, window, folder, args)
+        todo, absent = extraction.plan(jobs, folder, settings, args)
+        problems += report.print_plan(todo, count_crops, crop_bytes, window, folder, args) + absent
     else:
-        settings = {key: getattr(args, key) for key in ("size", "level", "k", "seed", "low_roir", "high_roir")}
-        problems += extraction.run(jobs, extract_slide, draw_preview, folder, settings, args)
+        records, failures = extraction.run(jobs, extract_slide, draw_preview, folder, settings, args)
+        problems += failures
+        name_empty_slides(records)
         paper = report.PAPER_POSITIVES.get((args.size, args.low_roir, args.high_roir) if args.level == 3 else None)
-        report.print_counts(extraction.read_records(jobs, folder), f"positives in {folder}", paper, lesions=True)
+        report.print_counts(records, f"positives in {folder}", paper, lesions=True)
     report.print_problems(problems, sys.stderr)
     return 1 if problems else 0
 

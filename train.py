@@ -290,6 +290,8 @@ def _resume(run, logdir, identity):
         run.history = saved["history"]
         run.best = run.history[saved["best_epoch"] - 1]
         _write_results(run, logdir, saved)  # it may have ended before it could
+    if device.rank() == 0 and not (logdir / checkpoint.BEST).exists():
+        print(f"{logdir / checkpoint.BEST}: missing, was of epoch {run.best['epoch']}; only a new run makes it again")
 
 
 def _refuse_results(logdir):

@@ -109,7 +109,8 @@ def run(main) -> None:
     Errors of the user's making are one line on stderr; anything unforeseen keeps its traceback.
     """
     previous = signal.signal(signal.SIGTERM, _raise_terminated)
-    sys.stdout.reconfigure(errors="backslashreplace")  # a name that the terminal cannot show is no error
+    if sys.stdout:  # it may be closed
+        sys.stdout.reconfigure(errors="backslashreplace")  # a name that the terminal cannot show is no error
     try:
         code = _exit_code(main)
     except KeyboardInterrupt:
@@ -124,7 +125,7 @@ def _exit_code(main):
     """Call main() and say in one line what failed."""
     try:
         code = main() or 0
-        sys.stdout.flush()
+        print(end="", flush=True)
         return code
     except BadInput as error:
         return _complain(error, error.exit_code)
@@ -153,7 +154,7 @@ def _leave(code):
     """End at once: loaders torn down by the interpreter would complain about workers that the signal ended too."""
     for child in multiprocessing.active_children():
         child.kill()
-    sys.stdout.flush()
+    print(end="", flush=True)
     sys.stderr.flush()
     os._exit(code)
 

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 
 from common import cli
-from common.cli import BadInput
+from common.cli import BadInput, WorkFailed
 
 LAUNCHED = {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}  # in the environment of torchrun's processes
 PRECISIONS = {"float32": None, "tf32": None, "fp16": torch.float16, "bf16": torch.bfloat16}  # autocast type
@@ -97,7 +97,8 @@ def sum_over_processes(tensors: list[torch.Tensor]) -> None:
     if world_size() == 1:
         return
     flat = torch.cat([t.flatten() for t in tensors])
-    dist.all_reduce(flat)
+    with _others_needed():
+        dist.all_reduce(flat)
     for tensor, total in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
         tensor.copy_(total.view_as(tensor))
 
@@ -105,8 +106,9 @@ def sum_over_processes(tensors: list[torch.Tensor]) -> None:
 def copy_from_first(tensors) -> None:
     """Give every process the first one's values."""
     if world_size() > 1:
-        for tensor in tensors:
-            dist.broadcast(tensor, 0)
+        with _others_needed():
+            for tensor in tensors:
+                dist.broadcast(tensor, 0)
 
 
 def gather_arrays(array: np.ndarray) -> np.ndarray:
@@ -114,5 +116,17 @@ def gather_arrays(array: np.ndarray) -> np.ndarray:
     if world_size() == 1:
         return array
     parts = [None] * world_size()
-    dist.all_gather_object(parts, array)
+    with _others_needed():
+        dist.all_gather_object(parts, array)
     return np.concatenate(parts)
+
+
+@contextlib.contextmanager
+def _others_needed():
+    """WorkFailed when another process, which has said why, has ended."""
+    try:
+        yield
+    except RuntimeError as error:
+        if cli.is_out_of_memory(error):
+            raise
+        raise WorkFailed("another process of this run has ended") from None

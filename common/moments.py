@@ -5,7 +5,10 @@ from torch import Tensor, nn
 
 
 class GradientVariance:
-    """Variance over optimiser steps of each parameter's gradient (Welford's method)."""
+    """Variance over optimiser steps of each parameter's gradient (Welford's method).
+
+    Steps whose gradients are not finite do not count: the loss scaler of fp16 skips them.
+    """
 
     def __init__(self, model: nn.Module):
         self.parameters = dict(model.named_parameters())
@@ -15,6 +18,8 @@ class GradientVariance:
 
     def add(self) -> None:
         """Count the present gradients as one step."""
+        if not all(p.grad.isfinite().all() for p in self.parameters.values()):
+            return
         self.steps += 1
         for name, p in self.parameters.items():
             deviation = p.grad - self.mean[name]
@@ -22,5 +27,5 @@ class GradientVariance:
             self.squares[name] += deviation * (p.grad - self.mean[name])
 
     def values(self) -> list[tuple[str, Tensor]]:
-        """(name, variance) of every parameter; zero after a single step."""
+        """(name, variance) of every parameter; zero after fewer than two steps."""
         return [(name, squares / max(1, self.steps - 1)) for name, squares in self.squares.items()]

@@ -117,7 +117,12 @@ def add_flags(parser: argparse.ArgumentParser, receptive_field: int = 33, poolin
     group.add_argument(
         "--norm", choices=NORMS, default="in_aff", help="instance norm with or without scale, batch norm"
     )
-    group.add_argument("--dropout", "--network_dropout", action="store_true", help="drop 20 %% of the channels in four")
+    group.add_argument(
+        "--dropout",
+        "--network_dropout",
+        action="store_true",
+        help="drop 20 %% of the channels in the first block of each stage",
+    )
     group.add_argument("--network_k", help=argparse.SUPPRESS)  # accepted without effect, as are two classes
     group.add_argument("--num_classes", type=int, choices=[2], default=2, help=argparse.SUPPRESS)
 

@@ -102,7 +102,7 @@ def test_an_unfinished_extraction_is_refused(args):
 def test_damaged_and_missing_crops_are_named(args):
     path = args.pos_path / "patient_002_node_0_3_1_0_img.npy"
     content = path.read_bytes()
-    for damage in (content[:150], b"", b"\x80\x04."):
+    for damage in (content[:150], b"", b"\x80\x04.", b"PK\3\4"):
         path.write_bytes(damage)
         with pytest.raises(BadInput, match=path.name):
             load_splits(args)
@@ -111,6 +111,19 @@ def test_damaged_and_missing_crops_are_named(args):
     path.write_bytes(b"no longer an array")
     with pytest.raises(BadInput, match=path.name):
         train[train.names.index(path.name)]
+
+
+def test_files_of_other_programs_are_passed_over(args):
+    before = load_splits(args)["train"].names
+    (args.pos_path / "._patient_002_node_0_3_1_0_img.npy").write_bytes(b"of a Mac")
+    assert load_splits(args)["train"].names == before
+
+
+def test_a_lesion_mask_that_is_missing_among_others_is_named(args):
+    next(iter(sorted(args.pos_path.glob("*_seg.npy")))).unlink()
+    train = load_splits(args)["train"]
+    with pytest.raises(BadInput, match=r"patient_000_node_0_3_1_0_seg.npy: no such file \(1 of 5"):
+        _ = train.has_positions
 
 
 def test_mixed_sizes_are_refused(args):

@@ -216,6 +216,69 @@ def test_a_slide_that_is_no_longer_negative_leaves_the_table(own_tree, tmp_path,
     assert "patient_019" not in (tmp_path / "crops.csv").read_text()
 
 
+def test_slides_may_come_and_go(own_tree, tree, cut, tmp_path, capsys):
+    """Fetch a centre, extract, delete it, fetch the next: the table grows to that of all slides at once."""
+    for centre in range(5):
+        for folder in (own_tree / "training").iterdir():
+            if folder.name != f"center_{centre}":
+                shutil.rmtree(folder)
+        assert positives.main(positive_flags(own_tree, tmp_path)) == (0 if centre == 4 else 1)
+        assert len(pd.read_csv(tmp_path / NAME / "crops.csv")["slide"].unique()) == centre + 1
+        shutil.copytree(tree / "training", own_tree / "training", dirs_exist_ok=True)
+    assert contents(tmp_path / NAME / "test") == contents(cut / "test")
+    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / NAME / "crops.csv"), pd.read_csv(cut / "crops.csv"))
+
+
+@pytest.mark.parametrize("ending", ["_img.npy", "_seg.npy"])
+def test_lost_and_truncated_crops_and_records_are_written_again(tree, cut, tmp_path, ending):
+    folder = shutil.copytree(cut, tmp_path / NAME)
+    lost, truncated = sorted(folder.glob(f"*{ending}"))[:2]
+    lost.unlink()
+    truncated.write_bytes(b"")
+    (folder / "records" / "patient_060_node_3.json").write_text("")
+    assert positives.main(positive_flags(tree, tmp_path)) == 0
+    assert contents(folder) == contents(cut)
+
+
+def test_crops_of_a_killed_run_are_not_mixed_with_others(tree, cut, tmp_path):
+    """A kill before the first slide was finished leaves crops without a record."""
+    folder = shutil.copytree(cut, tmp_path / NAME)
+    shutil.rmtree(folder / "records")
+    with pytest.raises(BadInput, match=r"--k 5 \(now 3\)"):
+        positives.main(positive_flags(tree, tmp_path, "--k", "3"))
+    assert positives.main(positive_flags(tree, tmp_path)) == 0
+    assert contents(folder) == contents(cut)
+
+
+def test_annotations_without_a_lesion_are_named(own_tree, tmp_path, capsys):
+    name = "patient_004_node_4"
+    (own_tree / "annotations" / f"{name}.xml").unlink()
+    path = own_tree / "masks" / f"{name}_mask.tif"
+    with tifffile.TiffFile(path) as file:
+        masks = [3 * (page.asarray() > 0).astype(np.uint8) for page in file.pages]
+    with tifffile.TiffWriter(path) as tiff:
+        for level, mask in enumerate(masks):
+            tiff.write(mask, tile=(256, 256), compression="deflate", subfiletype=int(level > 0))
+    shutil.move(path, own_tree / "annotations")
+    assert positives.main(positive_flags(own_tree, tmp_path)) == 0
+    out = capsys.readouterr().out
+    assert f"{name}: annotation without a lesion" in out
+    assert f"{(masks[3] > 0).sum()} x mask pixel that is not 0, 1, 2 or 255 ignored" in out
+
+
+def test_a_mask_beside_the_slides_is_no_slide(own_tree, tmp_path):
+    shutil.copy(own_tree / "masks" / "patient_004_node_4_mask.tif", own_tree / "training" / "center_0")
+    assert negatives.main(negative_flags(own_tree, tmp_path)) == 0
+
+
+@pytest.mark.parametrize("header", ["patient,stage,Stage", "patient,stage,stage", "patient,grade,centre", ""])
+def test_label_files_with_other_columns_are_refused(tmp_path, header):
+    path = tmp_path / "labels.csv"
+    path.write_text(f"{header}\npatient_019_node_0.tif,negative,x\n")
+    with pytest.raises(BadInput, match=r"--label_path .*labels\.csv: expected the columns patient,stage"):
+        slides.read_labels(path)
+
+
 def test_a_flag_that_gave_no_crop_may_be_corrected(tree, tmp_path, capsys):
     assert negatives.main(negative_flags(tree, tmp_path, "--level", "9")) == 1
     assert "no level 9" in capsys.readouterr().err
@@ -328,6 +391,13 @@ def test_a_dry_run_writes_nothing(tree, tmp_path, capsys):
     assert not (tmp_path / "new").exists()
 
 
+def test_a_dry_run_knows_what_is_done_and_refuses_what_the_run_refuses(tree, cut, capsys):
+    assert positives.main(positive_flags(tree, cut.parent, "--dry_run")) == 0
+    assert "would write at most 0 crops" in capsys.readouterr().out
+    with pytest.raises(BadInput, match="--seed 42"):
+        positives.main(positive_flags(tree, cut.parent, "--dry_run", "--seed", "7"))
+
+
 def test_previews_are_drawn_also_after_the_crops(tree, cut, tmp_path):
     folder = shutil.copytree(cut, tmp_path / NAME)
     assert positives.main(positive_flags(tree, tmp_path, "--preview")) == 0
@@ -396,7 +466,7 @@ def test_slides_and_labels_that_disagree_are_named(own_tree, tmp_path, capsys):
         "patient_059_node_0: stage_labels.csv gives no centre",
         f"patient_079_node_0: {expected} 'itc' and 'negative'",
         f"patient_004_node_4: {expected} 'makro'",
-        "1 slides labelled negative are not in",
+        "patient_001_node_1: expected one slide in",
     ):
         assert words in captured.err
     assert set(pd.read_csv(tmp_path / "crops.csv")["slide"]) == {"patient_099_node_0"}

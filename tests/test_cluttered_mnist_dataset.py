@@ -4,6 +4,7 @@ import argparse
 import json
 import pickle
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -231,6 +232,13 @@ def test_damaged_recipe_is_named(recipe_only):
     edit(recipe_only / "recipe", "val_clutter.npy", lambda data: data[:-10])
     with pytest.raises(BadInput, match="val_clutter"):
         load(recipe_only)
+
+
+def test_files_are_read_without_the_recipe(nmnist, tmp_path):
+    shutil.copytree(nmnist, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "recipe" / "val_pool.npy").unlink()
+    image, _ = load(tmp_path, source="files")["val"][0]
+    assert (image == load(nmnist)["val"][0][0]).all()
 
 
 @pytest.mark.parametrize("part", ["clutter", "offsets", "needle", "pool"])

@@ -130,6 +130,14 @@ def train(data, logdir, *flags):
     return run_here(["train_mnist.py", "--data_path", str(data), "--logdir", str(logdir), "--width", "-2", *flags])
 
 
+def test_a_closed_stdout_is_no_obstacle(tmp_path):
+    flags = ["--mnist", "digits", "--canvas", "40", "--format", "none", "--out", str(tmp_path)]
+    command = [sys.executable, str(ROOT / "data" / "cluttered_mnist" / "generate_data.py"), *flags]
+    done = subprocess.run(["sh", "-c", f"{shlex.join(command)} >&-"], stderr=subprocess.PIPE, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (tmp_path / "test.csv").exists()
+
+
 def test_ctrl_c_is_one_line_while_libraries_are_still_imported():
     ctrl_c = "import signal, common; signal.default_int_handler(2, None)"
     done = subprocess.run([sys.executable, "-c", ctrl_c], cwd=ROOT, capture_output=True, text=True)

@@ -1,6 +1,7 @@
 """MNIST files are read as they are or refused by name; the offline digits look like MNIST."""
 
 import gzip
+import os
 import struct
 
 import numpy as np
@@ -109,3 +110,10 @@ def test_offline_digits_are_bilinear_enlargements():
     small = torch.from_numpy(load_digits().images[:50])[:, None] * (255 / 16)
     large = torch.nn.functional.interpolate(small, size=28, mode="bilinear")[:, 0].numpy()
     np.testing.assert_allclose(digits.load("digits")["train"].images[:50], large, atol=0.51)
+
+
+def test_a_user_without_a_home_folder_has_a_default_too(monkeypatch):
+    for name in ("MNIST_DIR", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os, "getuid", lambda: 2**31 - 5)
+    assert digits.default_source()

@@ -116,13 +116,14 @@ def test_finished_data_set_is_left_alone(small, capsys):
     assert before == {file: file.stat().st_mtime_ns for file in small.iterdir()}
 
 
-@pytest.mark.parametrize("lost", ["train.csv", "val.csv", "recipe/val_pool.npy"])
-def test_lost_and_damaged_parts_are_made_again(small, tmp_path, lost):
+@pytest.mark.parametrize("name", ["train.csv", "val.csv", "test_3.npz", "recipe/val_pool.npy"])
+@pytest.mark.parametrize("bytes_left", [None, 0, 40])
+def test_lost_and_damaged_parts_are_made_again(small, tmp_path, name, bytes_left):
     shutil.copytree(small, tmp_path, dirs_exist_ok=True)
-    if lost.endswith("csv"):
-        (tmp_path / lost).unlink()
+    if bytes_left is None:
+        (tmp_path / name).unlink()
     else:
-        os.truncate(tmp_path / lost, 500)
+        os.truncate(tmp_path / name, bytes_left)
     assert generate(tmp_path) == contents(small)
 
 
@@ -133,6 +134,24 @@ def test_digits_without_needle_or_clutter_are_refused(tmp_path, monkeypatch, kin
     monkeypatch.setattr(digits, "load", lambda _: dict.fromkeys(folder.SPLITS, few))
     with pytest.raises(BadInput, match=f"--digit 3: {found} train digits"):
         generate_data.main([*SMALL, "--out", str(tmp_path), "--type", kind])
+
+
+def test_a_grid_overrules_the_location(small, tmp_path, capsys):
+    generate(tmp_path, "--distortion-location", "5")
+    assert "--distortion-location: without effect" in capsys.readouterr().out
+    assert all((tmp_path / path.name).read_bytes() == path.read_bytes() for path in small.glob("*.npz"))
+
+
+def test_noise_that_was_lost_is_drawn_again(tmp_path, capsys):
+    flags = f"--canvas 20 --num_train 2 --num_val 1 --num_test 1 --workers 1 --out {tmp_path}".split()
+    generate_noise_data.main(flags)
+    before = contents(tmp_path)
+    (tmp_path / "train_2.npz").unlink()
+    generate_noise_data.main(flags)
+    assert "nothing to do" not in capsys.readouterr().out
+    assert contents(tmp_path) == before
+    generate_noise_data.main(flags)
+    assert "nothing to do" in capsys.readouterr().out
 
 
 def test_folder_of_other_settings_is_refused_by_flag(small):
@@ -160,7 +179,6 @@ def test_folder_of_another_program_is_refused(tmp_path):
         "--scale 0.001",
         "--scale 1e300",
         "--center-patch --patch-size 0",
-        "--distortion-location 5",
         "--seed 4294967296",
         "--mnist /dev/null",
     ],

@@ -13,6 +13,7 @@ from synthetic import assert_same_training, fit, make_args, make_loaders, make_m
 import train
 from common import checkpoint, device, runlog
 from common.cli import BadInput, WorkFailed
+from common.moments import GradientVariance
 
 TIMINGS = ["seconds", "images_per_s"]
 
@@ -72,6 +73,14 @@ def test_a_finished_run_is_left_alone(tmp_path):
     _, second = fit(tmp_path)
     assert second == first
     assert (tmp_path / "checkpoint.pth").read_bytes() == before
+
+
+def test_a_lost_best_checkpoint_is_named(tmp_path, capsys):
+    _, best = fit(tmp_path, "-e", 4, "--lr", "1e-9")
+    assert best["epoch"] == 1
+    (tmp_path / "best_checkpoint.pth").unlink()
+    fit(tmp_path, "-e", 4, "--lr", "1e-9")
+    assert "best_checkpoint.pth: missing, was of epoch 1" in capsys.readouterr().out
 
 
 def test_test_figures_are_those_of_the_best_validation_epoch(tmp_path):
@@ -235,6 +244,16 @@ def test_other_precisions_train(tmp_path, precision):
     assert np.isfinite(best["eval_loss"])
 
 
+def test_steps_that_the_loss_scaler_skips_have_no_part_in_the_gradient_variance(tmp_path):
+    model = make_model(make_args(tmp_path))
+    variance, gradients = GradientVariance(model), [1.0, float("inf"), 3.0, float("nan")]
+    for gradient in gradients:
+        for p in model.parameters():
+            p.grad = torch.full_like(p, gradient)
+        variance.add()
+    assert all((value == 2).all() for _, value in variance.values())  # of 1 and 3
+
+
 @pytest.mark.parametrize("content", [b"no checkpoint", b"", b"PK\x03\x04 broken"])
 def test_a_checkpoint_that_is_none_is_named(tmp_path, content):
     (tmp_path / "checkpoint.pth").write_bytes(content)
@@ -267,6 +286,26 @@ def test_two_processes_equal_one(tmp_path):
     two = make_model(make_args(tmp_path)).double()
     two.load_state_dict(saved["state_dict"])
     assert_same_training(vector(one), vector(two))
+
+
+@pytest.mark.slow
+def test_when_one_process_fails_the_others_say_so_in_one_line(tmp_path):
+    script = tmp_path / "job.py"
+    script.write_text(
+        "import os, torch\nfrom common import cli, device\n"
+        "def main():\n"
+        "    device.select('cpu')\n"
+        "    if device.rank() == 0: raise cli.BadInput('damaged.npz: not a canvas')\n"
+        "    device.sum_over_processes([torch.ones(1)])\n"
+        "cli.run(main)\n"
+    )
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    done = subprocess.run([*torchrun, script], env=env, timeout=120, capture_output=True, text=True)
+    assert done.returncode == 1
+    own = [line for line in done.stderr.splitlines() if line.startswith("job.py: ")]
+    assert "job.py: damaged.npz: not a canvas" in own
+    assert "connection" not in done.stderr.lower()
 
 
 def test_unknown_devices_are_named():

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from common.cli import BadInput
-from data.camelyon.slides import SUFFIXES, Slide, check_level, find_files
+from data.camelyon.slides import MASK_ENDING, SUFFIXES, Slide, check_level, find_files
 
 LESION_GROUPS = {"metastases", "tumor", "_0", "_1"}  # CAMELYON17, then CAMELYON16
 CUT_OUT_GROUPS = {"normal", "_2"}
@@ -163,7 +163,7 @@ def find_annotations(folder: Path, slides: dict[str, list[Path]]) -> dict[str, l
         of_slide: dict[str, list[Path]] = {}
         for stem, paths in find_files(folder, LAYOUTS, suffixes).items():
             own = {path.resolve() for path in slides.get(stem, [])}
-            of_slide.setdefault(stem.removesuffix("_mask"), []).extend(p for p in paths if p.resolve() not in own)
+            of_slide.setdefault(stem.removesuffix(MASK_ENDING), []).extend(p for p in paths if p.resolve() not in own)
         found |= {name: paths for name, paths in of_slide.items() if paths}
     if not found:
         raise BadInput(f"--data {folder}: no .xml annotations or mask .tif in it, in annotations/ or in masks/")
@@ -241,6 +241,7 @@ def mask_from_tiff(path: Path, slide: Slide) -> LesionMask:
     BadInput: not a tiled TIFF, damaged, no such level, or a level that differs from the slide's by a tile or more.
     """
     parts: dict[int, list[Runs]] = {1: [], 2: [], 255: []}
+    notes: Counter = Counter()
     for shape, y, x, values in _mask_tiles(path, slide.level):
         if max(abs(a - b) for a, b in zip(shape, slide.shape, strict=True)) >= slide.tile:
             sizes = " and ".join("{1} x {0}".format(*each) for each in (shape, slide.shape))
@@ -248,9 +249,10 @@ def mask_from_tiff(path: Path, slide: Slide) -> LesionMask:
         common = values[: max(0, slide.shape[0] - y), : max(0, slide.shape[1] - x)]
         for value, runs in parts.items():
             runs.append(array_runs(common == value, y, x))
+        notes["mask pixel that is not 0, 1, 2 or 255 ignored"] += int(((common > 2) & (common != 255)).sum())
     found = {value: _union(runs) for value, runs in parts.items()}
     standard = len(found[1].rows) or len(found[2].rows)
-    return LesionMask(slide.shape, found[1] if standard else found[255])
+    return LesionMask(slide.shape, found[1] if standard else found[255], +notes)
 
 
 def _mask_tiles(path, level):

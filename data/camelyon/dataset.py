@@ -61,6 +61,7 @@ def list_crops(folder: Path, flag: str) -> dict[str, list[str]]:
             path.relative_to(folder).as_posix()
             for part in SPLIT_FOLDERS.values()
             for path in (folder / part).glob("*.npy")
+            if not path.name.startswith(".")
         ]
     positive = flag == "pos_path"
     crops = sorted(name for name in found if not name.endswith("_seg.npy") and name.endswith("_img.npy") == positive)
@@ -100,7 +101,6 @@ class CamelyonCrops(Dataset):
         self.files = [Path(pos_path) / name for name in chosen[0]] + [Path(neg_path) / name for name in chosen[1]]
         self.labels = np.repeat(np.array([1, 0], np.int64), n)
         self.size = _common_size(self.files)
-        self.has_positions = all(_seg_path(path).exists() for path in self.files[:n])
 
     def __len__(self):
         return len(self.files)
@@ -110,6 +110,15 @@ class CamelyonCrops(Dataset):
 
         crop = torch.from_numpy(_load(self.files[i], (self.size, self.size, 3)))  # (S, S, 3) uint8
         return crop.permute(2, 0, 1).float() / 255, int(self.labels[i])  # (3, S, S)
+
+    @property
+    def has_positions(self) -> bool:
+        """Whether the lesion masks were kept. BadInput names one that is missing among others."""
+        paths = [_seg_path(path) for path, label in zip(self.files, self.labels, strict=True) if label == 1]
+        missing = [path for path in paths if not path.exists()]
+        if 0 < len(missing) < len(paths):
+            raise BadInput(f"{missing[0]}: no such file ({len(missing)} of {len(paths)} lesion masks are missing)")
+        return not missing
 
     def lesion_mask(self, i: int) -> np.ndarray | None:
         """Lesion pixels of crop i, bool (S, S); None for negatives and where no mask was kept."""
@@ -134,14 +143,18 @@ def _seg_path(path: Path) -> Path:
 def _load(path, shape):
     """The uint8 array of this shape that a file holds. BadInput when it does not."""
     try:
-        array = np.load(path, allow_pickle=False)
-    except FileNotFoundError:
-        raise BadInput(f"{path}: no such file; it is listed in crops.csv") from None
-    except (OSError, ValueError, EOFError) as error:
-        raise BadInput(f"{path}: damaged: {error}") from None
+        with path.open("rb") as file:
+            array = np.lib.format.read_array(file, allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise _damaged(path, error) from None
     if array.dtype != np.uint8 or array.shape != shape:
         raise BadInput(f"{path}: expected a uint8 array of shape {shape}, found {array.dtype} {array.shape}")
     return array
+
+
+def _damaged(path, error):
+    reason = getattr(error, "strerror", None) or f"damaged: {error}"
+    return BadInput(f"{path}: {reason}; the command that extracted the crops writes it again")
 
 
 def _common_size(files):
@@ -150,9 +163,9 @@ def _common_size(files):
     for path in files:
         try:
             length = path.stat().st_size
-            shape = None if length in known else np.load(path, mmap_mode="r", allow_pickle=False).shape
-        except (OSError, ValueError, EOFError) as error:
-            raise BadInput(f"{path}: missing or damaged: {error}") from None
+            shape = None if length in known else np.lib.format.open_memmap(path, mode="r").shape
+        except (OSError, ValueError) as error:
+            raise _damaged(path, error) from None
         size = shape[0] if size is None else size
         if shape not in (None, (size, size, 3)):
             raise BadInput(f"{path}: expected a crop of shape {(size, size, 3)} like the others, found {shape}")

@@ -1,7 +1,8 @@
 """What both extractors share: flags, one process per slide, resuming, crops.csv.
 
 A crop folder holds the crops, `records/SLIDE.json` for every finished slide, written after its crops, `extraction.json`
-with the flags, and `crops.csv`, put together from the records at the end of every run.
+with the flags, and `crops.csv`, put together from the records at the end of every run. A finished slide need not be at
+hand any more, so the slides may come and go centre by centre.
 """
 
 import functools
@@ -39,10 +40,10 @@ def add_flags(parser, k: int, k_help: str) -> None:
 
 @dataclass(frozen=True)
 class Job:
-    """A slide to extract crops from; `annotation` is None for negatives."""
+    """A slide to extract crops from; `path` is None when it is not at hand, `annotation` is None for negatives."""
 
     name: str
-    path: Path
+    path: Path | None
     centre: int
     annotation: Path | None = None
 
@@ -51,14 +52,16 @@ class Job:
         return SPLIT_OF_CENTRE[self.centre]
 
     @functools.cached_property
-    def source(self) -> str:
-        """Digest of the annotation and the size of the slide: when it changes, the slide is done again."""
-        digest = hashlib.sha256(str(self.path.stat().st_size).encode())
+    def source(self) -> dict:
+        """Size of the slide, if at hand, and digest of the annotation; when one changes, the slide is done again."""
+        source = {} if self.path is None else {"slide_bytes": self.path.stat().st_size}
         if self.annotation is not None:
+            digest = hashlib.sha256()
             with self.annotation.open("rb") as file:
                 while part := file.read(2**20):
                     digest.update(part)
-        return digest.hexdigest()
+            source["annotation"] = digest.hexdigest()
+        return source
 
 
 class CropWriter:
@@ -81,60 +84,81 @@ class CropWriter:
         self.rows.append([name, self.job.name, self.job.centre, self.job.split, lesion, int(y), int(x), o2i, self.mpp])
 
 
-def run(jobs: list[Job], extract: Callable, draw: Callable, folder: Path, settings: dict, args) -> list[str]:
+def run(
+    jobs: list[Job], extract: Callable, draw: Callable, folder: Path, settings: dict, args
+) -> tuple[list[dict], list[str]]:
     """Extract the slides that are not finished and put crops.csv together.
 
     Args:
         extract: (job, folder, args) -> record, a dict with "rows"; a module's function, called in the workers.
         draw: (job, record, path, args) writes the slide's preview.
         settings: what must be the same whenever this folder is written.
-    Returns: one line per slide that failed. BadInput when the folder was made with other settings.
+    Returns: (the records of the finished slides by name, one line per slide that failed). BadInput when the folder
+    was made with other settings.
     """
+    todo, absent = plan(jobs, folder, settings, args)
     _open_folder(folder, settings)
-    todo = [job for job in jobs if not _is_finished(job, folder)]
     if todo:
         (folder / "crops.csv").unlink(missing_ok=True)  # its absence marks the folder as unfinished
     if args.preview:
-        todo += [job for job in jobs if job not in todo and not _preview(job, folder).exists()]
-    if jobs and not todo:
+        todo += [job for job in jobs if job.path and job not in todo and not _preview(job, folder).exists()]
+    if jobs and not todo and not absent:
         print(f"nothing to do: all {len(jobs)} slides are done in {folder}")
     work = functools.partial(_work, extract=extract, draw=draw, folder=folder, args=args)
     results = parallel.map_jobs(work, todo, args.workers, killed=lambda job: f"{job.name}: {KILLED}")
     failures = [failure for failure in cli.progress(results, len(todo), "extracting", "slides") if failure]
-    _write_table(jobs, folder)
+    records = [record for job in sorted(jobs, key=lambda job: job.name) if (record := _record(job, folder, args))]
+    _write_table(records, folder)
     _name_others(jobs, folder)
-    return sorted(failures)
+    return records, sorted(failures) + absent
 
 
-def read_records(jobs: list[Job], folder: Path) -> list[dict]:
-    """The records of the jobs that are finished, by name."""
-    finished = sorted((job for job in jobs if _is_finished(job, folder)), key=lambda job: job.name)
-    return [read_json(_record(job, folder)) for job in finished]
+def plan(jobs: list[Job], folder: Path, settings: dict, args) -> tuple[list[Job], list[str]]:
+    """The jobs that remain to be done, and a line for each whose slide is not at hand.
+
+    BadInput when the folder was made with other settings.
+    """
+    _check_settings(folder, settings)
+    left = [job for job in jobs if not _record(job, folder, args)]
+    absent = sorted(job.name for job in left if job.path is None)
+    lines = [f"{name}: expected one slide in {args.base_path}, found none" for name in absent]
+    return [job for job in left if job.path is not None], lines
 
 
 def _name_others(jobs, folder):
-    """Say which slides were extracted earlier, by another list of slides or labels, and so stay out of crops.csv."""
+    """Say which slides were extracted earlier, by other labels or annotations, and so stay out of crops.csv."""
     others = sorted({path.stem for path in (folder / "records").glob("*.json")} - {job.name for job in jobs})
     if others:
         print(f"left out of crops.csv, since this command does not name them: {' '.join(others)}")
 
 
-def _open_folder(folder, settings):
-    path = make_folder(folder) / "extraction.json"
-    if path.exists() and any((folder / "records").glob("*.json")):
-        before = read_json(path)
-        changed = [f"--{key} {before.get(key)} (now {new})" for key, new in settings.items() if before.get(key) != new]
-        if changed:
-            raise BadInput(f"{folder}: was made with {', '.join(changed)}; choose another --save_dir")
-    elif not path.exists() and any(folder.glob("*.npy")):
+def _check_settings(folder: Path, settings: dict) -> None:
+    """BadInput when the folder holds crops made with other settings."""
+    if folder.exists() and not folder.is_dir():
+        raise BadInput(f"--save_dir: {folder} is not a folder")
+    path = folder / "extraction.json"
+    if not _holds_crops(folder):
+        return
+    if not path.exists():
         raise BadInput(f"{folder}: holds crops of another program; choose another --save_dir")
-    else:
-        write_json(path, settings)
-    for name in ["records", *filter(None, SPLIT_FOLDERS.values())]:
+    before = read_json(path)
+    changed = [f"--{key} {before.get(key)} (now {new})" for key, new in settings.items() if before.get(key) != new]
+    if changed:
+        raise BadInput(f"{folder}: was made with {', '.join(changed)}; choose another --save_dir")
+
+
+def _open_folder(folder, settings):
+    for name in ["records", *SPLIT_FOLDERS.values()]:
         make_folder(folder / name)
+    if not _holds_crops(folder):
+        write_json(folder / "extraction.json", settings)
 
 
-def _record(job, folder):
+def _holds_crops(folder):
+    return any(any((folder / part).glob("*.npy")) for part in SPLIT_FOLDERS.values())
+
+
+def _record_path(job, folder):
     return folder / "records" / f"{job.name}.json"
 
 
@@ -142,42 +166,57 @@ def _preview(job, folder):
     return folder / "previews" / f"{job.name}.png"
 
 
-def _is_finished(job, folder):
-    path = _record(job, folder)
+def _record(job, folder, args):
+    """The record of a finished slide; None when there is none, when it is of another source or when crops are lost."""
     try:
-        return path.exists() and read_json(path).get("source") == job.source
-    except OSError:  # the annotation is not readable: the worker reports it
-        return False
+        record = read_json(_record_path(job, folder))
+        whole = job.source.items() <= record["source"].items() and _are_whole(record["rows"], folder, args.size)
+    except (BadInput, OSError, KeyError, AttributeError):  # an annotation is not readable: the worker reports it
+        return None
+    return record if whole else None
+
+
+def _are_whole(rows, folder, size):
+    """Whether all crops of a slide, and the lesion masks of positives, have the size of a whole file."""
+    crop, mask = (len(npy_bytes(np.zeros(shape, np.uint8))) for shape in ((size, size, 3), (size, size)))
+    for name, *_ in rows:
+        path = folder / name
+        if path.stat().st_size != crop:
+            return False
+        if name.endswith("_img.npy") and path.with_name(path.name[:-7] + "seg.npy").stat().st_size != mask:
+            return False
+    return True
 
 
 def _work(job: Job, extract, draw, folder: Path, args) -> str | None:
     """Finish one slide; returns what went wrong in one line. Its record appears only when all its crops are there."""
     try:
-        if not _is_finished(job, folder):
+        record = _record(job, folder, args)
+        if not record:
             _remove(job, folder, args.level)
-            record = extract(job, folder, args)
-            write_json(_record(job, folder), {"slide": job.name, "source": job.source, **record})
+            record = {"slide": job.name, "source": job.source, **extract(job, folder, args)}
+            write_json(_record_path(job, folder), record)
         if args.preview and not _preview(job, folder).exists():
-            draw(job, read_json(_record(job, folder)), _preview(job, folder), args)
+            draw(job, record, _preview(job, folder), args)
     except (BadInput, OSError, MemoryError) as error:
-        if not _record(job, folder).exists():
+        if not _record_path(job, folder).exists():
             _remove(job, folder, args.level)
         return one_line(job.name, error)
 
 
 def _remove(job, folder, level):
     """Remove what an interrupted or failed attempt at this slide left."""
-    for stale in [_record(job, folder), _preview(job, folder)]:
+    for stale in [_record_path(job, folder), _preview(job, folder)]:
         stale.unlink(missing_ok=True)
     for crop in (folder / SPLIT_FOLDERS[job.split]).glob(f"{job.name}_{level}_*.npy"):
         crop.unlink()
 
 
-def _write_table(jobs, folder):
+def _write_table(records, folder):
     """Write crops.csv unless it already says the same."""
     import pandas as pd
 
-    rows = [row for record in read_records(jobs, folder) for row in record["rows"]]
+    rows = [row for record in records for row in record["rows"]]
     table = pd.DataFrame(rows, columns=COLUMNS).to_csv(index=False, lineterminator="\n").encode()
     path = folder / "crops.csv"
     if not path.exists() or path.read_bytes() != table:

@@ -15,6 +15,7 @@ import numpy as np
 from common.cli import BadInput
 
 SUFFIXES = (".tif", ".tiff")
+MASK_ENDING = "_mask"  # of the name of a slide's mask, which may lie beside it
 LAYOUTS = ("", "images", "center_*", "centre_*")  # where slides lie below --base_path
 SPLIT_OF_CENTRE = {0: "train", 1: "train", 2: "train", 3: "val", 4: "test"}  # paper, appendix A.2
 SPLIT_FOLDERS = {"train": "", "val": "valid", "test": "test"}  # where a split's crops lie in the crop folder
@@ -45,6 +46,7 @@ def find_slides(base_path: Path) -> dict[str, list[Path]]:
     if not base_path.is_dir():
         raise BadInput(f"--base_path {base_path}: no such folder")
     found = find_files(base_path, LAYOUTS, SUFFIXES)
+    found = {name: files for name, files in found.items() if not name.endswith(MASK_ENDING)}
     if not found:
         raise BadInput(f"--base_path {base_path}: no .tif slides in it, in images/ or in center_*/")
     return found
@@ -67,12 +69,12 @@ def is_test_patient(name: str) -> bool:
     return bool(match) and int(match[1]) >= 100
 
 
-def resolve_slide(name: str, files: list[Path], labels: "Labels | None" = None) -> tuple[Path, int]:
-    """The one file of a slide and its centre. BadInput when files are not one or folder or column disagree."""
+def resolve_slide(name: str, files: list[Path], labels: "Labels | None" = None) -> tuple[Path | None, int]:
+    """The file of a slide, None without any, and its centre. BadInput: several files; folder or column disagree."""
     centre = centre_of(name)
-    if len(files) != 1:
-        raise BadInput(f"{name}: expected one slide, found " + (" and ".join(map(str, files)) or "none"))
-    folder = _FOLDER.match(files[0].parent.name)
+    if len(files) > 1:
+        raise BadInput(f"{name}: expected one slide, found " + " and ".join(map(str, files)))
+    folder = _FOLDER.match(files[0].parent.name) if files else None
     if folder and int(folder[1]) != centre:
         raise BadInput(f"{name}: lies in {files[0].parent.name}, but its patient number means centre {centre}")
     if labels and labels.centres is not None:
@@ -82,7 +84,7 @@ def resolve_slide(name: str, files: list[Path], labels: "Labels | None" = None) 
         if listed != str(centre):
             found = f"centre {listed}" if listed else "no centre"
             raise BadInput(f"{name}: {labels.path.name} gives {found}, its patient number means centre {centre}")
-    return files[0], centre
+    return next(iter(files), None), centre
 
 
 @dataclass(frozen=True)
@@ -109,14 +111,15 @@ def read_labels(path: Path) -> Labels:
     import pandas as pd
 
     try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False)
+        table = pd.read_csv(path, dtype=str, keep_default_na=False, header=None)  # a header would be made unique
     except FileNotFoundError:
         raise BadInput(f"--label_path {path}: no such file") from None
     except (OSError, ValueError) as error:  # pandas' parser errors and bad encodings are ValueErrors
         raise BadInput(f"--label_path {path}: not a CSV file: {str(error).splitlines()[0]}") from None
-    table.columns = [column.strip().lower() for column in table.columns]
-    if not {"patient", "stage"} <= set(table.columns):
-        raise BadInput(f"--label_path {path}: expected the columns patient,stage, found {','.join(table.columns)}")
+    columns = [column.strip().lower() for column in table.iloc[0]]
+    if columns.count("patient") != 1 or columns.count("stage") != 1:
+        raise BadInput(f"--label_path {path}: expected the columns patient,stage, found {','.join(columns)}")
+    table = table[1:].set_axis(columns, axis="columns")
     table["name"] = table["patient"].str.strip().str.replace(r"\.tiff?$", "", case=False, regex=True)
     table = table[table["name"].str.contains("_node_")]  # the other rows are those of patients
     stages = table["stage"].str.strip().str.lower().groupby(table["name"]).agg(frozenset).to_dict()

@@ -1,5 +1,6 @@
 """nMNIST and Gaussian noise as torch data sets, from files or from what decides their pixels."""
 
+import contextlib
 import hashlib
 import re
 from collections.abc import Sequence
@@ -160,7 +161,8 @@ def _open_source(path, split, settings, names, wanted):
     if settings.get("generator") == "noise":
         origin = Noise(split, settings)
     elif settings and (path / "recipe").exists():
-        origin = Recipe(path, split, settings)
+        with contextlib.suppress(BadInput) if wanted == "files" else contextlib.nullcontext():
+            origin = Recipe(path, split, settings)
     matches = [re.fullmatch(rf"{split}_(\d+)\.npz", _base_name(name)) for name in names]
     if origin is not None and None not in matches:
         numbers = np.array([int(match[1]) for match in matches])

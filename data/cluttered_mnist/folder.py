@@ -21,10 +21,10 @@ SPLITS = ("train", "val", "test")
 CHUNK = 32  # canvases a worker writes between two reports
 
 
-def claim(out: Path, settings: dict) -> bool:
+def claim(out: Path, settings: dict) -> None:
     """Make `out` the folder of the data set that the settings (flag name -> value) describe.
 
-    Returns whether it holds all CSVs already. Errors: BadInput names the flags in which what is there differs.
+    Errors: BadInput names the flags in which what is there differs.
     """
     make_folder(out)
     if (out / "args.json").exists():
@@ -39,7 +39,6 @@ def claim(out: Path, settings: dict) -> bool:
         raise BadInput(f"--out {out}: holds a data set without args.json; choose another folder")
     else:
         write_json(out / "args.json", settings)
-    return all((out / f"{split}.csv").exists() for split in SPLITS)
 
 
 def print_next(out: Path) -> None:
@@ -53,26 +52,42 @@ def canvas_name(split: str, i: int) -> str:
     return f"{split}_{i}.npz"
 
 
-def write_split(out: Path, split: str, source, npz: bool, workers: int, positions: np.ndarray | None = None) -> None:
+def write_split(out: Path, split: str, source, npz: bool, workers: int, positions: np.ndarray | None = None) -> bool:
     """Write a split's canvases (if npz) and then its CSV, which marks the split as complete. Labels are 1, 0, 1, ...
+
+    Returns whether there was anything to write: what is there already, whole, is left alone.
 
     Args:
         source: has `len` and `arrays(i)`, the tuple of arrays in the file of image i; picklable.
         positions: (N, 2) top-left (y, x) of the needle in px, written for label 1 only; without it, no such columns.
     """
-    if (out / f"{split}.csv").exists():
-        return
+    path, table = out / f"{split}.csv", _table(split, len(source), positions)
+    if path.exists() and path.read_bytes() == table and not (npz and _lacks_canvases(out, split, len(source))):
+        return False
+    path.unlink(missing_ok=True)
     if npz:
         _write_canvases(out, split, source, workers)
         os.sync()  # they are renamed into place but not synced one by one
+    with atomic_open(path) as file:
+        file.write(table)
+    return True
+
+
+def _table(split, images, positions):
+    """The bytes of a split's CSV."""
     lines = ["img_path,label" if positions is None else "img_path,label,needle_y,needle_x"]
-    for i in range(len(source)):
+    for i in range(images):
         line = f"{canvas_name(split, i)},{1 - i % 2}"
         if positions is not None:
             line += ",," if i % 2 else ",{:g},{:g}".format(*positions[i])
         lines.append(line)
-    with atomic_open(out / f"{split}.csv", "w") as file:
-        file.write("\n".join(lines) + "\n")
+    return "\n".join([*lines, ""]).encode()
+
+
+def _lacks_canvases(out, split, images):
+    """Whether a canvas is absent or cut short; the end of a zip file tells, a checksum of all would take minutes."""
+    paths = (out / canvas_name(split, i) for i in range(images))
+    return not all(path.exists() and zipfile.is_zipfile(path) for path in paths)
 
 
 def check_space(out: Path, needed: int) -> None:

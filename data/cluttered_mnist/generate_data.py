@@ -71,10 +71,9 @@ def main(argv=None):
         return write_example(args, layout, splits["train"])
     check_space(args, layout, sum(counts.values()))
     settings = settings_of(args, layout, splits)
-    if folder.claim(args.out, settings) and recipe.is_whole(args.out, settings):
+    folder.claim(args.out, settings)
+    if not write_data_set(args, layout, splits, settings):
         print(f"{args.out}: complete already, nothing to do")
-    else:
-        write_data_set(args, layout, splits, settings)
     side = render.zoomed_side(args.canvas, args.scale)
     print(f"{args.out}: {', '.join(f'{split} {count:,}' for split, count in counts.items())} images of {side} px")
     print(f"O2I {100 * (digits.SIDE / args.canvas) ** 2:.3g} %, {layout.clutter} clutter digits, one more on negatives")
@@ -88,7 +87,7 @@ def make_layout(args) -> placements.Layout:
     if args.center_patch and args.patch_size == 0:
         raise BadInput("--center-patch: needs the grid of --patch-size")
     if args.distortion_location != -1 and args.patch_size:
-        raise BadInput("--distortion-location: has no effect on the grid of --patch-size; leave one of them out")
+        print("--distortion-location: without effect, --patch-size decides where the needle lies")
     render.zoomed_side(args.canvas, args.scale, "--scale")
     clutter = placements.default_clutter(args.canvas) if args.distortion_num is None else args.distortion_num
     side = render.zoomed_side(digits.SIDE, args.distortion_scale, "--distortion-scale")
@@ -125,14 +124,16 @@ def check_space(args, layout: placements.Layout, images: int) -> None:
     folder.check_space(args.out, int(needed))
 
 
-def write_data_set(args, layout: placements.Layout, splits: dict, settings: dict) -> None:
-    """Write recipe, images and CSVs into args.out, continuing where an earlier run stopped."""
-    if not recipe.is_whole(args.out, settings):
+def write_data_set(args, layout: placements.Layout, splits: dict, settings: dict) -> bool:
+    """Write what args.out lacks of recipe, images and CSVs; returns whether anything was lacking."""
+    wrote = not recipe.is_whole(args.out, settings)
+    if wrote:
         recipe.write(args.out, splits, layout, args.digit, args.duplicates, args.seed)
     for split in splits:
         source = recipe.Recipe(args.out, split, settings)
         positions = source.part("needle")[:, 1:] * args.scale
-        folder.write_split(args.out, split, source, args.format == "npz", args.workers, positions)
+        wrote |= folder.write_split(args.out, split, source, args.format == "npz", args.workers, positions)
+    return wrote
 
 
 def write_example(args, layout: placements.Layout, train: digits.Digits) -> None:
