@@ -3,6 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models import background
 from models.bagnet import BagNet
 from models.pooling import POOLINGS, attention_pool
 
@@ -23,8 +24,9 @@ class NeedleClassifier(nn.Module):
             )
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits (B, 2) of images (B, in, H, W)."""
-        return self.image_logits(self.cnn(images))
+        """Logits (B, 2) of images (B, in, H, W), by way of rows where the images are mostly background."""
+        logits = background.logits(self, images)
+        return self.image_logits(self.cnn(images)) if logits is None else logits
 
     def image_logits(self, embedding: Tensor) -> Tensor:
         """Logits (B, 2) of embeddings (B, C, h, w)."""

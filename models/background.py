@@ -1,0 +1,192 @@
+"""Black background computed once: the network on rows of active cells plus one background row per image.
+
+Cells whose receptive field holds neither ink nor border are all alike. So a feature map is (B, R, C) here: row 0 of an
+image stands for all its background cells, each further row for one active cell, and rows of weight 0 fill up images
+that have fewer. 1x1 convolutions are matrix products of rows; norms and poolings weigh each row by the cells it stands
+for; 3x3 convolutions go through the grid (B, h, w). Logits and gradients are those of the plain network up to rounding.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.bagnet import MIN_SIDE
+
+MOST_ACTIVE = 0.6  # share of active cells after the stem above which rows do not pay
+
+
+def logits(model: nn.Module, images: Tensor) -> Tensor | None:
+    """Logits (B, 2) of a NeedleClassifier for images (B, in, H, W) whose background is 0.
+
+    None where rows do not apply: little background, batch norm, gradients wanted for the images, reduced precision, or
+    a GPU, on which they have not been measured yet.
+    """
+    if images.device.type != "cpu" or images.requires_grad or torch.is_autocast_enabled("cpu"):
+        return None
+    if not isinstance(model.cnn.bn1, nn.InstanceNorm2d) or min(images.shape[-2:]) < MIN_SIDE:
+        return None
+    level = Level(_reached(images.ne(0).any(dim=1), kernel=3))
+    if level.rows > MOST_ACTIVE * level.cells:
+        return None
+    x = level.to_rows(F.conv2d(images, _merged_stem(model.cnn)))
+    x = _norm(x, level, model.cnn.bn1)  # (B, R, C)
+    for stage in (model.cnn.layer1, model.cnn.layer2, model.cnn.layer3, model.cnn.layer4):
+        for block in stage:
+            x, level = _bottleneck(block, x, level)
+    return model.mlp(_pool(model, x, level.weight.to(x.dtype)))
+
+
+def _merged_stem(cnn):
+    """The stem's 1x1 and 3x3 convolution as one, (C, in, 3, 3)."""
+    weight = torch.einsum("omij,mn->onij", cnn.conv2.weight, cnn.conv1.weight[:, :, 0, 0])
+    return weight.contiguous(memory_format=torch.channels_last)
+
+
+def _bottleneck(block, x, level):
+    """models.bagnet.Bottleneck on rows: (B, R, C) of a level -> (B, R', C') and its level."""
+    kernel, stride = block.conv2.kernel_size[0], block.conv2.stride[0]
+    above = level if kernel == stride == 1 else Level(_reached(level.active, kernel, stride, kernel // 2))
+    shortcut = x if above is level else level.every(stride, x, above)
+    out = _norm(_conv1x1(x, block.conv1), level, block.bn1)
+    if kernel == 3:
+        out = above.to_rows(F.conv2d(level.to_grid(out), block.conv2.weight, None, stride, padding=1))
+    else:
+        out = _conv1x1(out if above is level else level.every(stride, out, above), block.conv2)
+    out = _norm(out, above, block.bn2)
+    if not isinstance(block.dropout, nn.Identity):
+        out = out * block.dropout(out.new_ones(len(out), out.shape[2], 1, 1)).flatten(2).transpose(1, 2)
+    out = _conv1x1(out, block.conv3)
+    if block.downsample is not None:
+        conv, norm = block.downsample
+        shortcut = _norm(_conv1x1(shortcut, conv), above, norm, relu=False)
+    return _norm(out, above, block.bn3, shortcut), above
+
+
+def _conv1x1(x, conv):
+    return F.linear(x, conv.weight.flatten(1))
+
+
+def _norm(x, level, norm, residual=None, relu=True):
+    return _WeightedNorm.apply(x, level.weight, level.cells, norm.weight, norm.bias, norm.eps, residual, relu)
+
+
+def _pool(model, x, weight):
+    """Global pooling (B, R, C) -> (B, C), rows counted by their weight (B, R)."""
+    if model.pooling == "max":
+        return x.masked_fill(weight[:, :, None] == 0, -torch.inf).max(dim=1).values
+    if model.pooling == "mean":
+        return torch.einsum("br,brc->bc", weight / weight.sum(1, keepdim=True), x)
+    log_weight = weight.log()  # -inf for rows that count for nothing
+    if model.pooling == "logsumexp":
+        return (x + log_weight[:, :, None]).logsumexp(dim=1)
+    scores = model.sum_mlp(x.transpose(1, 2)).squeeze(1) + log_weight
+    return torch.einsum("br,brc->bc", scores.softmax(dim=1), x)
+
+
+def _reached(active: Tensor, kernel: int, stride: int = 1, padding: int = 0) -> Tensor:
+    """Cells (B, h', w') of a convolution's output that see an active cell (B, h, w) or the border."""
+    edged = F.pad(active, (padding,) * 4, value=True).to(torch.float32)
+    return F.max_pool2d(edged[:, None], kernel, stride)[:, 0] > 0
+
+
+class Level:
+    """One feature map's cells and rows.
+
+    active (B, h, w): which cells have a row of their own. lookup (B, h * w): the row of each cell, 0 = background.
+    place (B, R): the cell of each row; of row 0 and of rows of weight 0, one background cell where there is any.
+    weight (B, R): the cells that a row stands for.
+    """
+
+    def __init__(self, active: Tensor):
+        flat = active.flatten(1)
+        self.cells = flat.shape[1]
+        count = flat.sum(dim=1)
+        self.active, self.lookup = active, flat.cumsum(dim=1) * flat
+        self.rows = int(count.max()) + 1
+        numbers = torch.arange(self.rows, device=active.device)
+        self.weight = (numbers <= count[:, None]).to(torch.get_default_dtype())
+        self.weight[:, 0] = self.cells - count
+        self.place = flat.int().argmin(dim=1, keepdim=True).repeat(1, self.rows)
+        image, cell = flat.nonzero(as_tuple=True)
+        self.place[image, self.lookup[image, cell]] = cell
+
+    def to_grid(self, x: Tensor) -> Tensor:
+        """(B, R, C) -> (B, C, h, w) in channels-last memory."""
+        height, width = self.active.shape[1:]
+        grid = _Take.apply(x, self.lookup, self.lookup > 0, self.lookup == 0)
+        return grid.view(len(x), height, width, -1).permute(0, 3, 1, 2)
+
+    def to_rows(self, grid: Tensor) -> Tensor:
+        """(B, C, h, w) -> (B, R, C)."""
+        return _Take.apply(grid.permute(0, 2, 3, 1).flatten(1, 2), self.place, self.weight > 0, None)
+
+    def every(self, stride: int, x: Tensor, above: "Level") -> Tensor:
+        """Rows (B, R', C) of the level above from x (B, R, C): each cell takes the one it is centred on."""
+        width, above_width = self.active.shape[2], above.active.shape[2]
+        cell = above.place // above_width * stride * width + above.place % above_width * stride  # (B, R')
+        source = self.lookup.gather(1, cell) * (above.weight > 0)
+        return _Take.apply(x, source, source > 0, source == 0)
+
+
+class _Take(torch.autograd.Function):
+    """out[b, m] = x[b, index[b, m]], (B, N, C) -> (B, M, C), for an index (B, M) without repeats but of entry 0.
+
+    single (B, M): entries whose gradient goes to their own row of x; shared (B, M): those whose sum goes to row 0.
+    """
+
+    @staticmethod
+    def forward(ctx, x, index, single, shared):
+        batch, n, channels = x.shape
+        flat = index + torch.arange(batch, device=x.device)[:, None] * n
+        ctx.save_for_backward(flat, single, shared)
+        ctx.n = n
+        return x.reshape(-1, channels).index_select(0, flat.flatten()).view(batch, -1, channels)
+
+    @staticmethod
+    def backward(ctx, grad):
+        flat, single, shared = ctx.saved_tensors
+        batch, _, channels = grad.shape
+        entries = single.flatten().nonzero()[:, 0]
+        total = grad.new_zeros(batch * ctx.n, channels)
+        total.index_copy_(0, flat.flatten()[entries], grad.reshape(-1, channels).index_select(0, entries))
+        total = total.view(batch, ctx.n, channels)
+        if shared is not None:
+            total[:, :1] = shared.to(grad.dtype)[:, None] @ grad
+        return total, None, None, None
+
+
+class _WeightedNorm(torch.autograd.Function):
+    """Instance norm of rows x (B, R, C) of given weight (B, R) over `cells` cells, plus residual, then perhaps ReLU.
+
+    Scale and shift (C,) and residual (B, R, C) may be None. The gradient of a row is that of all its cells together.
+    """
+
+    @staticmethod
+    def forward(ctx, x, weight, cells, scale, shift, eps, residual, relu):
+        weight = weight.to(x.dtype) / cells
+        mean = weight[:, None] @ x  # (B, 1, C)
+        centred = x - mean
+        factor = (weight[:, None] @ centred.square() + eps).rsqrt()
+        scaled = factor if scale is None else factor * scale
+        out = centred.mul_(scaled)
+        for term in (shift, residual):
+            if term is not None:
+                out += term
+        if relu:
+            out.relu_()
+        ctx.save_for_backward(x, weight, mean, factor, scaled, out if relu else None)
+        ctx.affine, ctx.has_residual = scale is not None, residual is not None
+        return out
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, weight, mean, factor, scaled, out = ctx.saved_tensors
+        if out is not None:
+            grad = torch.ops.aten.threshold_backward(grad, out, 0)
+        normed = (x - mean).mul_(factor)
+        total = grad.sum(dim=1, keepdim=True)  # (B, 1, C)
+        product = (grad * normed).sum(dim=1, keepdim=True)
+        common = normed.mul_(product).add_(total)  # what a row passes on through mean and variance, per cell
+        grad_x = torch.addcmul(grad, common, weight[:, :, None], value=-1).mul_(scaled)
+        affine = (product.sum(dim=(0, 1)), total.sum(dim=(0, 1))) if ctx.affine else (None, None)
+        return grad_x, None, None, *affine, None, grad if ctx.has_residual else None, None

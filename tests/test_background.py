@@ -1,0 +1,116 @@
+"""Rows of active cells give the logits and gradients of the plain network, wherever they apply."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from data.cluttered_mnist import digits, placements, render
+from models import POOLINGS, ModelConfig, background, build_model
+from models.bagnet import KERNEL3_BY_RECEPTIVE_FIELD
+
+
+def make_network(seed=0, dtype=torch.float64, **settings):
+    """A small network whose norms scale and shift."""
+    torch.manual_seed(seed)
+    model = build_model(ModelConfig(1, width=-4, **settings)).to(dtype)
+    for p in model.parameters():
+        if p.dim() == 1:
+            p.data += 0.1 * torch.randn_like(p)
+    return model
+
+
+def spots(height=70, width=83):
+    """Images (3, 1, H, W): ink in the middle, at the border, everywhere."""
+    torch.manual_seed(1)
+    images = torch.zeros(3, 1, height, width, dtype=torch.float64)
+    images[0, 0, 30:45, 20:29] = torch.rand(15, 9)
+    images[1, 0, :7, width - 9 :] = torch.rand(7, 9)
+    images[1, 0, 50, 3] = 1
+    images[2] = torch.rand(height, width)
+    return images
+
+
+def outcome(model, images, logits):
+    """Logits and the gradient of every parameter under a loss that weighs both classes and all images differently."""
+    weights = torch.linspace(-1, 2, logits.numel(), dtype=logits.dtype).view_as(logits)
+    loss = (weights * logits).sum() + F.cross_entropy(logits, torch.arange(len(images)) % 2)
+    return [logits, *torch.autograd.grad(loss, list(model.parameters()))]
+
+
+@pytest.mark.parametrize("norm", ["in_aff", "in"])
+@pytest.mark.parametrize("pooling", POOLINGS)
+@pytest.mark.parametrize("field", [9, 33, 177])
+def test_rows_equal_the_plain_network(monkeypatch, field, pooling, norm):
+    monkeypatch.setattr(background, "MOST_ACTIVE", 2)  # for the image without any background
+    model = make_network(kernel3=KERNEL3_BY_RECEPTIVE_FIELD[field], pooling=pooling, norm=norm)
+    images = spots()
+    rows = outcome(model, images, background.logits(model, images))
+    plain = outcome(model, images, model.image_logits(model.cnn(images)))
+    for ours, theirs in zip(rows, plain, strict=True):
+        assert torch.linalg.vector_norm(ours - theirs) <= 1e-9 * (1 + torch.linalg.vector_norm(theirs))
+
+
+def test_an_image_without_ink_is_no_special_case():
+    """Its channels are constant but for the border, which makes instance norm amplify rounding."""
+    model, empty = make_network(), torch.zeros(2, 1, 70, 70, dtype=torch.float64)
+    ours, plain = background.logits(model, empty), model.image_logits(model.cnn(empty))
+    torch.testing.assert_close(ours, plain, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("kernel3", [(0, 0, 0, 0), (2, 1, 0, 1), (0, 4, 2, 3)])
+def test_any_arrangement_of_kernels_and_size(kernel3):
+    model = make_network(kernel3=kernel3)
+    for side in (31, 48):
+        images = torch.zeros(2, 1, side, side + 1, dtype=torch.float64)
+        images[:, :, 6:22, 9:25] = torch.rand(2, 1, 16, 16)
+        ours, plain = background.logits(model, images), model.image_logits(model.cnn(images))
+        torch.testing.assert_close(ours, plain, rtol=0, atol=1e-9)
+
+
+def test_the_network_takes_rows_by_itself():
+    model, images = make_network(), spots()[:2]
+    assert (model(images) == background.logits(model, images)).all()
+
+
+def test_dropout_drops_the_same_channels():
+    model, images = make_network(dropout=True).train(), spots()[:2]
+    torch.manual_seed(3)
+    ours = background.logits(model, images)
+    torch.manual_seed(3)
+    torch.testing.assert_close(ours, model.image_logits(model.cnn(images)), rtol=0, atol=1e-9)
+    model.eval()
+    torch.testing.assert_close(
+        background.logits(model, images), model.image_logits(model.cnn(images)), rtol=0, atol=1e-9
+    )
+
+
+def test_rows_do_not_apply_everywhere():
+    images = spots()[:2]
+    assert background.logits(make_network(), images) is not None
+    assert background.logits(make_network(), torch.rand_like(images)) is None
+    assert background.logits(make_network(), images.clone().requires_grad_()) is None
+    assert background.logits(make_network(norm="bn"), images) is None
+    assert background.logits(make_network(), images[..., :10]) is None
+    with torch.autocast("cpu", torch.bfloat16):
+        assert background.logits(make_network(dtype=torch.float32), images.float()) is None
+
+
+def test_clutter_leaves_most_cells_to_the_background():
+    """At the paper's density (25 digits on 256 px) about a tenth of the cells after the stem are active."""
+    bank, rng = digits.load("digits")["train"].images, np.random.RandomState(0)
+    for side in (256, 512):
+        n = placements.default_clutter(side)
+        layer = bank[rng.randint(0, len(bank), n)], *rng.randint(0, side - 28, (2, n))
+        level = background.Level(torch.from_numpy(render.compose(side, layer))[None] > 0)
+        assert level.rows < 0.2 * level.cells
+
+
+def test_a_level_accounts_for_every_cell():
+    level = background.Level(spots()[:, 0] > 0)
+    assert (level.weight.sum(dim=1) == level.cells).all()
+    x = torch.rand(3, level.rows, 3, dtype=torch.float64)
+    kept = level.weight > 0
+    kept[2, 0] = False
+    back = level.to_rows(level.to_grid(x))
+    assert (back[kept] == x[kept]).all()
