@@ -23,6 +23,7 @@ lint: $(READY)
 bench: $(READY)
 	$(RUN) benchmarks/bench_generator.py
 	$(RUN) benchmarks/bench_extraction.py
+	$(RUN) benchmarks/bench_training.py
 
 $(READY): requirements.txt
 	$(PYTHON) -m venv --clear $(VENV)

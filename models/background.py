@@ -28,7 +28,7 @@ def logits(model: nn.Module, images: Tensor) -> Tensor | None:
     level = Level(_reached(images.ne(0).any(dim=1), kernel=3))
     if level.rows > MOST_ACTIVE * level.cells:
         return None
-    x = level.to_rows(F.conv2d(images, _merged_stem(model.cnn)))
+    x = F.linear(_patches(images, level), _merged_stem(model.cnn))
     x = _norm(x, level, model.cnn.bn1)  # (B, R, C)
     for stage in (model.cnn.layer1, model.cnn.layer2, model.cnn.layer3, model.cnn.layer4):
         for block in stage:
@@ -37,9 +37,17 @@ def logits(model: nn.Module, images: Tensor) -> Tensor | None:
 
 
 def _merged_stem(cnn):
-    """The stem's 1x1 and 3x3 convolution as one, (C, in, 3, 3)."""
-    weight = torch.einsum("omij,mn->onij", cnn.conv2.weight, cnn.conv1.weight[:, :, 0, 0])
-    return weight.contiguous(memory_format=torch.channels_last)
+    """The stem's 1x1 and 3x3 convolution as one matrix, (C, in * 9)."""
+    return torch.einsum("omij,mn->onij", cnn.conv2.weight, cnn.conv1.weight[:, :, 0, 0]).flatten(1)
+
+
+def _patches(images, level):
+    """The pixels under the stem's kernel at every row, (B, R, in * 9)."""
+    width, steps = images.shape[3], torch.arange(3, device=images.device)
+    corner = level.place // (width - 2) * width + level.place % (width - 2)  # (B, R)
+    pixel = corner[:, :, None] + (steps[:, None] * width + steps).flatten()  # (B, R, 9)
+    taken = images.flatten(2).gather(2, pixel.flatten(1)[:, None].expand(-1, images.shape[1], -1))
+    return taken.unflatten(2, pixel.shape[1:]).transpose(1, 2).flatten(2)
 
 
 def _bottleneck(block, x, level):
@@ -168,10 +176,9 @@ class _WeightedNorm(torch.autograd.Function):
         centred = x - mean
         factor = (weight[:, None] @ centred.square() + eps).rsqrt()
         scaled = factor if scale is None else factor * scale
-        out = centred.mul_(scaled)
-        for term in (shift, residual):
-            if term is not None:
-                out += term
+        out = centred.mul_(scaled) if shift is None else torch.addcmul(shift, centred, scaled, out=centred)
+        if residual is not None:
+            out += residual
         if relu:
             out.relu_()
         ctx.save_for_backward(x, weight, mean, factor, scaled, out if relu else None)
@@ -186,7 +193,7 @@ class _WeightedNorm(torch.autograd.Function):
         normed = (x - mean).mul_(factor)
         total = grad.sum(dim=1, keepdim=True)  # (B, 1, C)
         product = (grad * normed).sum(dim=1, keepdim=True)
-        common = normed.mul_(product).add_(total)  # what a row passes on through mean and variance, per cell
+        common = torch.addcmul(total, normed, product, out=normed)  # by way of mean and variance, per cell
         grad_x = torch.addcmul(grad, common, weight[:, :, None], value=-1).mul_(scaled)
         affine = (product.sum(dim=(0, 1)), total.sum(dim=(0, 1))) if ctx.affine else (None, None)
         return grad_x, None, None, *affine, None, grad if ctx.has_residual else None, None
