@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -29,6 +30,9 @@ class WorkFailed(BadInput):
 
 class Terminated(BaseException):
     """SIGTERM arrived. Not an Exception, so that only `run` and clean-up code see it."""
+
+    process: int | None = None  # the one that is to be told, not those forked from it
+    told = False
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
@@ -108,16 +112,21 @@ def run(main) -> None:
 
     Errors of the user's making are one line on stderr; anything unforeseen keeps its traceback.
     """
-    previous = signal.signal(signal.SIGTERM, _raise_terminated)
+    Terminated.process = os.getpid()
+    handler, hook = signal.signal(signal.SIGTERM, _raise_terminated), sys.unraisablehook
+    sys.unraisablehook = _send_again
     if sys.stdout:  # it may be closed
         sys.stdout.reconfigure(errors="backslashreplace")  # a name that the terminal cannot show is no error
     try:
         code = _exit_code(main)
     except KeyboardInterrupt:
         _leave(_complain("interrupted; the same command continues", 130))
-    except Terminated:
+    except (Terminated, Exception) as error:
+        if not Terminated.told and not isinstance(error, Terminated):
+            raise
         _leave(_complain("terminated; the same command continues", 143))
-    signal.signal(signal.SIGTERM, previous)
+    signal.signal(signal.SIGTERM, handler)
+    sys.unraisablehook = hook
     sys.exit(code)
 
 
@@ -134,7 +143,7 @@ def _exit_code(main):
     except (MemoryError, RuntimeError) as error:
         if "is killed by signal: Terminated" in str(error):  # a loader process was told before this one
             raise Terminated from None
-        if not is_out_of_memory(error):
+        if not is_out_of_memory(error) or Terminated.told:
             raise
         return _complain(OUT_OF_MEMORY, 1)
 
@@ -146,8 +155,21 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def _raise_terminated(signum, frame):
+    if os.getpid() != Terminated.process:  # just forked
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGTERM)
+    Terminated.told = True
     signal.signal(signal.SIGCHLD, lambda *_: None)  # else torch reports that its loader processes were told too
     raise Terminated
+
+
+def _send_again(unraisable):
+    """When a signal's exception comes up in a destructor, where Python drops exceptions, send the signal once more."""
+    number = {KeyboardInterrupt: signal.SIGINT, Terminated: signal.SIGTERM}.get(unraisable.exc_type)
+    if number is None:
+        sys.__unraisablehook__(unraisable)
+    else:
+        threading.Timer(0.1, os.kill, (os.getpid(), number)).start()
 
 
 def _leave(code):

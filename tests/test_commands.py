@@ -215,6 +215,23 @@ def test_sigterm_to_all_processes_of_a_training_run_is_one_line(nmnist, tmp_path
     assert (process.returncode, said) == (143, "train_mnist.py: terminated; the same command continues\n")
 
 
+def test_a_signal_that_arrives_in_a_destructor_is_not_lost(tmp_path):
+    """Python drops exceptions there."""
+    script = tmp_path / "job.py"
+    script.write_text(
+        "import os, signal, time\nfrom common import cli\n"
+        "class Loader:\n"
+        "    def __del__(self): os.kill(os.getpid(), signal.SIGTERM); time.sleep(0.01)\n"
+        "def main():\n"
+        "    Loader()\n"
+        "    time.sleep(5)\n"
+        "cli.run(main)\n"
+    )
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, script], env=env, stderr=subprocess.PIPE, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (143, "job.py: terminated; the same command continues\n")
+
+
 @pytest.mark.parametrize("script", [path.name for path in ROOT.glob("*.py") if path.name != "train.py"])
 def test_help_explains_every_flag(script, capsys):
     assert run_here([script, "--help"]) == 0

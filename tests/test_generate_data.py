@@ -159,7 +159,7 @@ def test_folder_of_other_settings_is_refused_by_flag(small):
         generate_data.main([*SMALL, "--out", str(small), "--seed", "5", "--center-patch"])
     assert "--center-patch" in str(error.value) and "--canvas" not in str(error.value)
     with pytest.raises(BadInput, match="another kind"):
-        generate_noise_data.main(["--out", str(small)])
+        generate_noise_data.main(["--out", str(small), "--format", "none"])
 
 
 def test_folder_of_another_program_is_refused(tmp_path):
