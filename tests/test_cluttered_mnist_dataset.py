@@ -228,8 +228,9 @@ def recipe_only(tmp_path):
     return tmp_path
 
 
-def test_damaged_recipe_is_named(recipe_only):
-    edit(recipe_only / "recipe", "val_clutter.npy", lambda data: data[:-10])
+@pytest.mark.parametrize("damage", [lambda data: data[:-10], lambda data: b"PK\3\4" + data[4:], lambda data: b""])
+def test_damaged_recipe_is_named(recipe_only, damage):
+    edit(recipe_only / "recipe", "val_clutter.npy", damage)
     with pytest.raises(BadInput, match="val_clutter"):
         load(recipe_only)
 

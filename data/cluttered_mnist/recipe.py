@@ -50,8 +50,8 @@ class Recipe:
         if name not in self._files:
             path = self.folder / f"{self.split}_{name}.npy"
             try:
-                self._files[name] = np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
-            except (OSError, ValueError, EOFError):
+                self._files[name] = np.asarray(np.lib.format.open_memmap(path, mode="r"))
+            except (OSError, ValueError):
                 raise BadInput(f"{path}: missing or damaged, expected a recipe written by generate_data.py") from None
         return self._files[name]
 
