@@ -156,7 +156,7 @@ def explain(model, data, maps: MapFolder, where, args, scale: float) -> None:
     """Write the maps of all images that an interrupted run has not finished."""
     for p in model.parameters():
         p.requires_grad_(False)
-    loader = loaders.ordered_loader(data, args, np.arange(len(maps.rows), len(data)))
+    loader = loaders.ordered_loader(data, args, where, np.arange(len(maps.rows), len(data)))
     for images, labels in cli.progress(loader, len(loader), "saliency", "batch"):
         with device.autocast(where, args.precision):
             saliency, local, logits = saliency_maps(model, images.to(where) * scale)

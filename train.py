@@ -1,6 +1,6 @@
-"""The training loop the commands share: fit(model, loaders, args), evaluate(model, loader, device)."""
+"""The training loop the commands share: fit(model, loaders, args, where), evaluate(model, loader, device)."""
 
-import itertools
+import contextlib
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -51,6 +51,7 @@ class Run:
     """A training run in progress; `history` holds a stats.csv row per finished epoch, `best` the best one's."""
 
     model: nn.Module
+    network: nn.Module  # the model, its gradients shared by all processes
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     device: torch.device
@@ -63,13 +64,13 @@ class Run:
         return max(1, self.args.delayed_step)
 
 
-def fit(model: nn.Module, loaders: Loaders, args) -> dict:
-    """Train up to args.epochs epochs in args.logdir, continuing what is there.
+def fit(model: nn.Module, loaders: Loaders, args, where: torch.device) -> dict:
+    """Train on a device up to args.epochs epochs in args.logdir, continuing what is there.
 
     Returns: the stats.csv row of the best validation epoch. BadInput when the folder holds a run that differs in a
     flag that changes weights, or in its data.
     """
-    run = start(model, args)
+    run = start(model, args, where)
     identity = _identity(args, loaders.fingerprint)
     logdir = make_folder(args.logdir)
     _resume(run, logdir, identity)
@@ -88,12 +89,15 @@ def fit(model: nn.Module, loaders: Loaders, args) -> dict:
     return run.best
 
 
-def start(model: nn.Module, args) -> Run:
+def start(model: nn.Module, args, where: torch.device) -> Run:
     """A run at epoch 0: the model on its device, with optimiser and loss scaler."""
-    where = device.select(args.device, args.precision)
+    if args.norm == "bn" and device.world_size() > 1:
+        raise BadInput(
+            "--norm bn: batch norm needs whole batches, so one process; train instance norm, or without torchrun"
+        )
     model.to(where)
     scaler = torch.amp.GradScaler(where.type, enabled=args.precision == "fp16")
-    return Run(model, make_optimizer(model, args), scaler, where, args)
+    return Run(model, device.share_gradients(model, where), make_optimizer(model, args), scaler, where, args)
 
 
 def make_optimizer(model: nn.Module, args) -> torch.optim.Optimizer:
@@ -143,23 +147,33 @@ def train_epoch(run: Run, loaders: Loaders, epoch: int, board=None, variance=Non
     batches = iter(loaders.train)
     groups = list(loaders.batches.groups(run.accumulation))
     log = StepLog(board, epoch * len(groups) + 1)
-    for n_batches, n_images in device.progress(groups, len(groups), f"epoch {epoch + 1}", "step"):
+    for shares, n_images in device.progress(groups, len(groups), f"epoch {epoch + 1}", "step"):
         counts = torch.zeros(5, dtype=torch.float64, device=run.device)
-        for images, labels in itertools.islice(batches, n_batches):
-            counts += _accumulate(run, images, labels, n_images)
+        for number, share in enumerate(shares, 1):
+            with _gradients_shared(run.network, number == len(shares)):
+                counts += _accumulate(run, *next(batches), share, n_images)
         _step(run, variance)
         log.add(counts)
     return log.finish()
 
 
-def _accumulate(run, images, labels, n_images):
-    """Add a batch's share of the step's gradient; returns its summed loss and confusion counts (5,) on the device."""
+def _gradients_shared(network, now):
+    """Context of a backward pass: the processes add their gradients up with the last batch of a step."""
+    return contextlib.nullcontext() if now or device.world_size() == 1 else network.no_sync()
+
+
+def _accumulate(run, images, labels, share, n_images):
+    """Add the gradient of a batch's first `share` images, the others fill it up, to that of a step of n_images.
+
+    Returns: their summed loss and confusion counts (5,) on the device.
+    """
     images = images.to(run.device, non_blocking=True)  # (b, in, H, W)
-    labels = labels.to(run.device, non_blocking=True)  # (b,)
+    labels = labels.to(run.device, non_blocking=True)[:share]
     with device.autocast(run.device, run.args.precision):
-        logits = run.model(images)  # (b, 2)
+        logits = run.network(images)[:share]  # (share, 2)
     loss = F.cross_entropy(logits if logits.dtype == torch.float64 else logits.float(), labels, reduction="sum")
-    run.scaler.scale(loss / n_images).backward()
+    with device.others_needed():
+        run.scaler.scale(loss * (device.world_size() / n_images)).backward()  # the processes' mean is taken
     return torch.cat([loss.detach().double().view(1), _confusion(logits.detach(), labels)])
 
 
@@ -171,11 +185,6 @@ def _confusion(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def _step(run, variance):
-    parameters = [p for p in run.model.parameters() if p.requires_grad]
-    for p in parameters:
-        if p.grad is None:  # a process without a batch in this step
-            p.grad = torch.zeros_like(p)
-    device.sum_over_processes([p.grad for p in parameters])
     if variance:
         run.scaler.unscale_(run.optimizer)
         variance.add()
@@ -205,7 +214,7 @@ class StepLog:
 
     def _flush(self):
         block = torch.stack(self.pending)
-        device.sum_over_processes([block])
+        device.sum_over_processes(block)
         block = block.cpu().numpy()  # (steps, 5)
         if not np.isfinite(block).all():
             step = self.next_step + int(np.argmin(np.isfinite(block).all(axis=1)))
@@ -219,7 +228,6 @@ class StepLog:
 
 def _evaluate_splits(run, loaders, row, last):
     """Fill the row's eval_*, and train_* and test_* in the best epoch so far, the last one and under --test_all."""
-    device.copy_from_first(run.model.buffers())  # batch norm's statistics
     row.update(_scores("eval", run, loaders))
     best = run.best is None or row["eval_acc"] > run.best["eval_acc"]
     if best or last or run.args.test_all:
@@ -271,8 +279,8 @@ def _identity(args, fingerprint):
     neutral = NEUTRAL_FLAGS | {name for name, value in vars(args).items() if isinstance(value, Path)}
     identity = {name: value for name, value in runlog.plain(args).items() if name not in neutral}
     identity["effective batch"] = args.batch_size * max(1, args.delayed_step)
-    if args.norm == "bn":  # batch norm sees how images are split into batches and over processes
-        identity |= {"batch_size": args.batch_size, "processes": device.world_size()}
+    if args.norm == "bn":  # batch norm sees how images are split into batches
+        identity["batch_size"] = args.batch_size
     return {**identity, "data": fingerprint}
 
 

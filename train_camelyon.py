@@ -20,12 +20,13 @@ def parse_args(argv=None):
 
 def main(argv=None):
     args = parse_args(argv)
+    where = device.select(args.device, args.precision)
     splits = dataset.load_splits(args)
     device.seed_everything(args.seed)  # before the weights are drawn
     model = models.build_model(models.ModelConfig.from_args(args, in_channels=3))
     size = len(splits["train"])
     draw = loaders.shuffles(size, args.seed)
-    train.fit(model, loaders.make_loaders(splits, args, np.arange(size), draw), args)
+    train.fit(model, loaders.make_loaders(splits, args, where, np.arange(size), draw), args, where)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ def parse_args(argv=None):
 
 def main(argv=None):
     args = parse_args(argv)
+    where = device.select(args.device, args.precision)
     splits = dataset.load_splits(args)
     device.seed_everything(args.seed)  # before the weights are drawn
     model = models.build_model(models.ModelConfig.from_args(args, in_channels=1))
@@ -26,7 +27,7 @@ def main(argv=None):
     subset = loaders.training_subset(labels, args.num_examples, args.data_balance)
     draw = loaders.balanced_draws(labels, subset, args.seed)
     factor = loaders.shrinkage(args.num_examples)
-    train.fit(model, loaders.make_loaders(splits, args, subset, draw, factor), args)
+    train.fit(model, loaders.make_loaders(splits, args, where, subset, draw, factor), args, where)
 
 
 if __name__ == "__main__":

@@ -97,7 +97,7 @@ def our_step(field: str, width: int, batch):
     """A function that takes one step of train.py, by its own loop."""
     images, labels = batch
     flags = ["--data_path", ".", "--logdir", ".", "--device", str(images.device)]
-    run = train.start(make_network(field, width), train_mnist.parse_args(flags))
+    run = train.start(make_network(field, width), train_mnist.parse_args(flags), images.device)
     batches = EpochBatches(lambda _: np.arange(len(images)), len(images), len(images))
     loaders = Loaders([(images, labels)], batches, {}, "")
     return lambda: train.train_epoch(run, loaders, 0)

@@ -7,6 +7,7 @@ import random
 import numpy as np
 import torch
 import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
 
 from common import cli
 from common.cli import BadInput, WorkFailed
@@ -72,11 +73,6 @@ def seed_everything(seed: int, epoch: int = 0, process: int = 0) -> None:
     torch.manual_seed(state)
 
 
-def uses_gpu() -> bool:
-    """Whether batches go through pinned memory to a GPU."""
-    return torch.cuda.is_available()
-
-
 def rank() -> int:
     """This process among those torchrun started; 0 writes the files."""
     return dist.get_rank() if dist.is_initialized() else 0
@@ -92,23 +88,19 @@ def progress(iterable, total: int, desc: str, unit: str):
     return cli.progress(iterable, total, desc, unit) if rank() == 0 else iterable
 
 
-def sum_over_processes(tensors: list[torch.Tensor]) -> None:
-    """Replace each tensor by its sum over all processes, in one message."""
+def share_gradients(model: torch.nn.Module, device: torch.device) -> torch.nn.Module:
+    """The model, so wrapped that a backward pass averages its gradients over the processes, if there are several."""
     if world_size() == 1:
-        return
-    flat = torch.cat([t.flatten() for t in tensors])
-    with _others_needed():
-        dist.all_reduce(flat)
-    for tensor, total in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
-        tensor.copy_(total.view_as(tensor))
+        return model
+    devices = [device] if device.type == "cuda" else None
+    return DistributedDataParallel(model, devices, gradient_as_bucket_view=True)
 
 
-def copy_from_first(tensors) -> None:
-    """Give every process the first one's values."""
+def sum_over_processes(tensor: torch.Tensor) -> None:
+    """Replace the tensor by its sum over all processes."""
     if world_size() > 1:
-        with _others_needed():
-            for tensor in tensors:
-                dist.broadcast(tensor, 0)
+        with others_needed():
+            dist.all_reduce(tensor)
 
 
 def gather_arrays(array: np.ndarray) -> np.ndarray:
@@ -116,17 +108,17 @@ def gather_arrays(array: np.ndarray) -> np.ndarray:
     if world_size() == 1:
         return array
     parts = [None] * world_size()
-    with _others_needed():
+    with others_needed():
         dist.all_gather_object(parts, array)
     return np.concatenate(parts)
 
 
 @contextlib.contextmanager
-def _others_needed():
+def others_needed():
     """WorkFailed when another process, which has said why, has ended."""
     try:
         yield
     except RuntimeError as error:
-        if cli.is_out_of_memory(error):
-            raise
-        raise WorkFailed("another process of this run has ended") from None
+        if isinstance(error, dist.DistError) or "gloo" in str(error):
+            raise WorkFailed("another process of this run has ended") from None
+        raise

@@ -83,30 +83,33 @@ def shuffles(n: int, seed: int) -> Callable[[int], np.ndarray]:
 class EpochBatches:
     """Batch sampler whose order hangs on seed and epoch alone; each process gets its share of every batch.
 
-    Set `epoch` before iterating. `draw(epoch)` returns the epoch's `length` indices.
+    Set `epoch` before iterating. `draw(epoch)` returns the epoch's `length` indices. A process whose share of the last
+    batch is empty gets one image to go through the motions with. BadInput when the processes cannot share alike.
     """
 
     def __init__(self, draw: Callable[[int], np.ndarray], length: int, batch_size: int):
+        if batch_size % device.world_size():
+            raise BadInput(f"-b {batch_size}: cannot be shared alike by {device.world_size()} processes")
         self.draw, self.length, self.batch_size = draw, length, batch_size
         self.epoch = 0
 
     def __len__(self) -> int:
-        return sum(1 for start in self._starts() if self._share(start))
+        return len(self._starts())
 
     def __iter__(self) -> Iterator[list[int]]:
         order = self.draw(self.epoch)
         for start in self._starts():
-            share = order[start : start + self.batch_size][device.rank() :: device.world_size()]
-            if len(share):
-                yield share.tolist()
+            batch = order[start : start + self.batch_size]
+            share = batch[device.rank() :: device.world_size()]
+            yield (share if len(share) else batch[:1]).tolist()
 
-    def groups(self, accumulation: int) -> Iterator[tuple[int, int]]:
-        """For every optimiser step: this process's batches, and the images of all processes in the step."""
+    def groups(self, accumulation: int) -> Iterator[tuple[list[int], int]]:
+        """For every optimiser step: this process's images in each batch, and all processes' images in the step."""
         starts = self._starts()
         for first in range(0, len(starts), accumulation):
             group = starts[first : first + accumulation]
             images = min(self.length, group[-1] + self.batch_size) - group[0]
-            yield sum(1 for start in group if self._share(start)), images
+            yield [self._share(start) for start in group], images
 
     def _starts(self):
         return range(0, self.length, self.batch_size)
@@ -127,10 +130,13 @@ class Loaders:
     epoch_factor: int = 1
 
 
-def make_loaders(splits: dict[str, Dataset], args, subset: np.ndarray, draw, epoch_factor: int = 1) -> Loaders:
+def make_loaders(
+    splits: dict[str, Dataset], args, where: torch.device, subset: np.ndarray, draw, epoch_factor: int = 1
+) -> Loaders:
     """Loaders over the splits "train", "val" and "test".
 
     Args:
+        where: device that trains.
         subset: indices of the training images, for their evaluation.
         draw: epoch -> indices of the training images in the order of that epoch.
         epoch_factor: multiplies epochs and milestones.
@@ -139,26 +145,27 @@ def make_loaders(splits: dict[str, Dataset], args, subset: np.ndarray, draw, epo
     ordered = {"eval": np.arange(len(splits["val"])), "train": subset, "test": np.arange(len(splits["test"]))}
     names = {"eval": "val", "train": "train", "test": "test"}
     return Loaders(
-        train=_loader(splits["train"], batches, args),
+        train=_loader(splits["train"], args, where, batch_sampler=batches),
         batches=batches,
-        evaluation={key: ordered_loader(splits[names[key]], args, order) for key, order in ordered.items()},
+        evaluation={key: ordered_loader(splits[names[key]], args, where, order) for key, order in ordered.items()},
         fingerprint=" ".join(splits[name].fingerprint() for name in names.values()),
         epoch_factor=epoch_factor,
     )
 
 
-def ordered_loader(dataset: Dataset, args, order: np.ndarray | None = None) -> DataLoader:
+def ordered_loader(dataset: Dataset, args, where: torch.device, order: np.ndarray | None = None) -> DataLoader:
     """Every image once, in order; each process gets its share."""
     order = np.arange(len(dataset)) if order is None else order
-    return _loader(dataset, EpochBatches(lambda epoch: order, len(order), args.batch_size), args)
+    share = order[device.rank() :: device.world_size()].tolist()
+    return _loader(dataset, args, where, sampler=share, batch_size=-(-args.batch_size // device.world_size()))
 
 
-def _loader(dataset, batches, args):
+def _loader(dataset, args, where, **batches):
     return DataLoader(
         dataset,
-        batch_sampler=batches,
+        **batches,
         num_workers=args.workers,
-        pin_memory=device.uses_gpu(),
+        pin_memory=where.type == "cuda",
         persistent_workers=args.workers > 0,
         generator=torch.Generator(),  # else it draws from the global state, which dropout hangs on
     )

@@ -7,8 +7,10 @@ import torch
 
 import models
 import train
-from common import cli
+from common import cli, device
 from data import loaders
+
+CPU = torch.device("cpu")
 
 
 class Squares(torch.utils.data.Dataset):
@@ -51,7 +53,7 @@ def make_loaders(args, n=32, dtype=torch.float32, seed=0):
     labels = splits["train"].labels
     subset = loaders.training_subset(labels, args.num_examples, args.data_balance)
     draw = loaders.balanced_draws(labels, subset, args.seed)
-    return loaders.make_loaders(splits, args, subset, draw, loaders.shrinkage(args.num_examples))
+    return loaders.make_loaders(splits, args, CPU, subset, draw, loaders.shrinkage(args.num_examples))
 
 
 def make_model(args, seed=0):
@@ -62,8 +64,9 @@ def make_model(args, seed=0):
 def fit(logdir, *flags, n=32, seed=0, dtype=torch.float32):
     """Train on squares; returns the model and the best epoch's row."""
     args = make_args(logdir, *flags)
+    where = device.select(args.device, args.precision)
     model = make_model(args).to(dtype)
-    return model, train.fit(model, make_loaders(args, n, dtype, seed), args)
+    return model, train.fit(model, make_loaders(args, n, dtype, seed), args, where)
 
 
 def assert_same_training(a, b, tolerance=1e-6):

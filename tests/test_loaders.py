@@ -59,7 +59,7 @@ def test_an_epochs_draws_hang_on_seed_and_epoch_alone():
 def test_groups_cover_the_epoch_with_a_short_last_one(accumulation):
     batches = EpochBatches(shuffles(50, 0), 50, batch_size=8)
     groups = list(batches.groups(accumulation))
-    assert sum(n for n, _ in groups) == len(batches) == len(list(batches)) == 7
+    assert sum(len(shares) for shares, _ in groups) == len(batches) == len(list(batches)) == 7
     assert sum(images for _, images in groups) == 50
     assert all(images == 8 * accumulation for _, images in groups[:-1])
 
@@ -71,7 +71,14 @@ def test_processes_share_every_batch(monkeypatch):
     for rank in range(2):
         monkeypatch.setattr("data.loaders.device.rank", lambda rank=rank: rank)
         batches = EpochBatches(shuffles(21, 0), 21, batch_size=4)
-        shares.append([set(batch) for batch in batches])
-        assert len(batches) == len(shares[-1]) == sum(n for n, _ in batches.groups(2))
-    assert len(shares[1]) == len(shares[0]) - 1  # the last batch has one image, the first process's
-    assert [a | b for a, b in zip(shares[0], [*shares[1], set()], strict=True)] == whole
+        counted = [n for group, _ in batches.groups(2) for n in group]
+        assert len(batches) == len(counted) == 6
+        shares.append([set(batch[:n]) for batch, n in zip(batches, counted, strict=True)])
+    assert not shares[1][-1]  # the last batch has one image, the first process's
+    assert [a | b for a, b in zip(*shares, strict=True)] == whole
+
+
+def test_processes_must_be_able_to_share_a_batch(monkeypatch):
+    monkeypatch.setattr("data.loaders.device.world_size", lambda: 3)
+    with pytest.raises(BadInput, match="-b 4: cannot be shared alike by 3 processes"):
+        EpochBatches(shuffles(21, 0), 21, batch_size=4)

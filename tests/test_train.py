@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from synthetic import assert_same_training, fit, make_args, make_loaders, make_model, vector
+from synthetic import CPU, assert_same_training, fit, make_args, make_loaders, make_model, vector
 
 import train
 from common import checkpoint, device, runlog
@@ -29,7 +29,7 @@ def test_accumulated_batches_equal_one_large_batch(tmp_path, batch, accumulation
     moved = []
     for b, n in ((batch, accumulation), (batch * accumulation, 0)):
         args = make_args(tmp_path, "-b", b, "--delayed_step", n, *flags)
-        run = train.start(make_model(args).double(), args)
+        run = train.start(make_model(args).double(), args, CPU)
         totals.append(train.train_epoch(run, make_loaders(args, images, torch.float64), epoch=0))
         moved.append(vector(run.model))
     assert_same_training(*moved)
@@ -268,24 +268,43 @@ def test_a_gpu_computes_what_the_cpu_does(tmp_path):
     assert on_gpu["eval_loss"] == pytest.approx(on_cpu["eval_loss"], rel=0.05)
 
 
+def launch(script, *arguments, processes=2):
+    """Run a Python script that imports the project and the tests' helpers, by torchrun on the CPU."""
+    root = Path(__file__).parent.parent
+    env = {**os.environ, "PYTHONPATH": f"{root}:{root / 'tests'}", "OMP_NUM_THREADS": "1"}
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    return subprocess.run([*torchrun, script, *arguments], env=env, timeout=120, capture_output=True, text=True)
+
+
 @pytest.mark.slow
 def test_two_processes_equal_one(tmp_path):
-    """torchrun with two CPU processes takes the steps of one; the last batch has an image for the first only."""
+    """Steps, gradients and scores of an epoch agree in float64; the last batch has an image for one process only."""
+    flags = ["-e", "1", "-b", "6", "--delayed_step", "2", "--opt", "momentum", "--lr", "1e-5"]
     script = tmp_path / "job.py"
-    flags = ["-e", "1", "-b", "6", "--opt", "momentum", "--lr", "1e-5"]
     script.write_text(
         f"import sys, torch, synthetic\nsynthetic.fit(sys.argv[1], *{flags}, n=31, dtype=torch.float64)\n"
     )
-    root = Path(__file__).parent.parent
-    env = {**os.environ, "PYTHONPATH": f"{root}:{root / 'tests'}", "OMP_NUM_THREADS": "1"}
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    subprocess.run([*torchrun, script, tmp_path / "two"], check=True, env=env, timeout=120)
-    one, best = fit(tmp_path / "one", *flags, n=31, dtype=torch.float64)
-    saved = checkpoint.load(tmp_path / "two" / "checkpoint.pth")
-    assert saved["history"][0]["eval_loss"] == pytest.approx(best["eval_loss"], rel=1e-6)
+    done = launch(script, tmp_path / "two")
+    assert done.returncode == 0, done.stderr
+    one, _ = fit(tmp_path / "one", *flags, n=31, dtype=torch.float64)
+    scores = [stats(tmp_path / name).drop(columns=TIMINGS) for name in ("one", "two")]
+    pd.testing.assert_frame_equal(*scores, rtol=1e-6)
+    saved = [checkpoint.load(tmp_path / name / "checkpoint.pth") for name in ("one", "two")]
+    gradients = [
+        torch.cat([state["momentum_buffer"].flatten() for state in content["optimizer"]["state"].values()])
+        for content in saved
+    ]
+    assert (gradients[0] - gradients[1]).norm() / gradients[0].norm() < 1e-6
     two = make_model(make_args(tmp_path)).double()
-    two.load_state_dict(saved["state_dict"])
+    two.load_state_dict(saved[1]["state_dict"])
     assert_same_training(vector(one), vector(two))
+
+
+def test_batch_norm_is_refused_with_several_processes(tmp_path, monkeypatch):
+    monkeypatch.setattr("common.device.world_size", lambda: 2)
+    args = make_args(tmp_path, "--norm", "bn")
+    with pytest.raises(BadInput, match="--norm bn: batch norm needs whole batches"):
+        train.start(make_model(args), args, CPU)
 
 
 @pytest.mark.slow
@@ -296,16 +315,36 @@ def test_when_one_process_fails_the_others_say_so_in_one_line(tmp_path):
         "def main():\n"
         "    device.select('cpu')\n"
         "    if device.rank() == 0: raise cli.BadInput('damaged.npz: not a canvas')\n"
-        "    device.sum_over_processes([torch.ones(1)])\n"
+        "    device.sum_over_processes(torch.ones(1))\n"
         "cli.run(main)\n"
     )
-    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    done = subprocess.run([*torchrun, script], env=env, timeout=120, capture_output=True, text=True)
+    done = launch(script)
     assert done.returncode == 1
     own = [line for line in done.stderr.splitlines() if line.startswith("job.py: ")]
     assert "job.py: damaged.npz: not a canvas" in own
     assert "connection" not in done.stderr.lower()
+
+
+@pytest.mark.slow
+def test_a_run_that_lost_a_process_ends_in_one_line_and_continues(tmp_path):
+    """The second process dies in the second epoch, in the middle of a step; the same command goes on from the first."""
+    script = tmp_path / "job.py"
+    script.write_text(
+        "import os, sys, synthetic, train\nfrom common import cli\n"
+        "step = train._step\n"
+        "def die(run, variance):\n"
+        "    if os.environ['RANK'] == '1' and run.history and sys.argv[2] == 'die': os._exit(9)\n"
+        "    step(run, variance)\n"
+        "train._step = die\n"
+        "cli.run(lambda: synthetic.fit(sys.argv[1], '-e', 3) and None)\n"
+    )
+    lost = launch(script, tmp_path / "run", "die")
+    assert lost.returncode == 1
+    assert "Error: " not in lost.stderr.replace("ChildFailedError: ", "")
+    assert checkpoint.load(tmp_path / "run" / "checkpoint.pth")["epoch"] == 1
+    again = launch(script, tmp_path / "run", "live")
+    assert again.returncode == 0, again.stderr
+    assert len(stats(tmp_path / "run")) == 3
 
 
 def test_unknown_devices_are_named():
