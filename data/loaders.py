@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import BatchSampler, DataLoader, Dataset
 
 from common import cli, device
 from common.cli import BadInput
@@ -145,7 +145,7 @@ def make_loaders(
     ordered = {"eval": np.arange(len(splits["val"])), "train": subset, "test": np.arange(len(splits["test"]))}
     names = {"eval": "val", "train": "train", "test": "test"}
     return Loaders(
-        train=_loader(splits["train"], args, where, batch_sampler=batches),
+        train=_loader(splits["train"], args, where, batches),
         batches=batches,
         evaluation={key: ordered_loader(splits[names[key]], args, where, order) for key, order in ordered.items()},
         fingerprint=" ".join(splits[name].fingerprint() for name in names.values()),
@@ -157,13 +157,19 @@ def ordered_loader(dataset: Dataset, args, where: torch.device, order: np.ndarra
     """Every image once, in order; each process gets its share."""
     order = np.arange(len(dataset)) if order is None else order
     share = order[device.rank() :: device.world_size()].tolist()
-    return _loader(dataset, args, where, sampler=share, batch_size=-(-args.batch_size // device.world_size()))
+    batch_size = -(-args.batch_size // device.world_size())
+    return _loader(dataset, args, where, BatchSampler(share, batch_size, drop_last=False))
 
 
-def _loader(dataset, args, where, **batches):
+def _loader(dataset, args, where, batches):
+    """Batches of indices -> batches of images, which a GPU composes itself where the data set tells it how."""
+    if where.type == "cuda" and hasattr(dataset, "batches_on"):
+        composed = dataset.batches_on(where, batches)
+        if composed is not None:
+            return composed
     return DataLoader(
         dataset,
-        **batches,
+        batch_sampler=batches,
         num_workers=args.workers,
         pin_memory=where.type == "cuda",
         persistent_workers=args.workers > 0,

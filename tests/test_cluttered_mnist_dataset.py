@@ -9,7 +9,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import BatchSampler, DataLoader
 
 from common.cli import BadInput
 from data.cluttered_mnist import dataset, generate_data, generate_noise_data
@@ -50,6 +50,37 @@ def first_release(nmnist, tmp_path):
             lines.append(f"{i},/cluster/data/mnist/{canvas_name(split, i)},{1 - i % 2}")
         (tmp_path / f"{split}.csv").write_text("\n".join(lines) + "\n")
     return tmp_path
+
+
+def test_a_device_composes_batches_to_the_same_bits(nmnist):
+    """Here the device is the CPU; an odd batch size makes the last batch short."""
+    data = load(nmnist)["val"]
+    loader = data.batches_on(torch.device("cpu"), BatchSampler(range(len(data)), 5, drop_last=False))
+    batches = list(loader)
+    assert len(loader) == len(batches) == -(-len(data) // 5)
+    images, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
+    expected = [data[i] for i in range(len(data))]
+    torch.testing.assert_close(images, torch.stack([image for image, _ in expected]), rtol=0, atol=0)
+    assert labels.tolist() == [label for _, label in expected]
+
+
+def test_only_a_recipe_of_the_canvases_size_is_composed_on_a_device(nmnist, noise):
+    where = torch.device("cpu")
+    assert load(nmnist, source="files")["val"].batches_on(where, []) is None
+    assert load(nmnist, scaling=0.5)["val"].batches_on(where, []) is None
+    assert load(noise)["val"].batches_on(where, []) is None
+
+
+@pytest.mark.parametrize("column", [0, 1])
+def test_a_device_does_not_compose_what_does_not_fit(nmnist, tmp_path, column):
+    shutil.copytree(nmnist, tmp_path / "data")
+    path = tmp_path / "data" / "recipe" / "val_clutter.npy"
+    clutter = np.load(path)
+    clutter[5, column] = 60000  # the second image's, the first has 3
+    np.save(path, clutter)
+    batches = load(tmp_path / "data")["val"].batches_on(torch.device("cpu"), [[0, 1]])
+    with pytest.raises(BadInput, match="val one of the images 0 to 1 does not fit the pool or the canvas"):
+        next(iter(batches))
 
 
 @pytest.mark.parametrize("scaling", [1.0, 0.5])

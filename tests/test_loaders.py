@@ -1,8 +1,12 @@
+import argparse
+
 import numpy as np
 import pytest
+import torch
+from torch.utils.data import DataLoader
 
 from common.cli import BadInput
-from data.loaders import EpochBatches, balanced_draws, shrinkage, shuffles, training_subset
+from data.loaders import EpochBatches, balanced_draws, ordered_loader, shrinkage, shuffles, training_subset
 
 PAPER_LABELS = np.tile([1, 0], 11276)  # the training file: positives at even indices
 
@@ -82,3 +86,21 @@ def test_processes_must_be_able_to_share_a_batch(monkeypatch):
     monkeypatch.setattr("data.loaders.device.world_size", lambda: 3)
     with pytest.raises(BadInput, match="-b 4: cannot be shared alike by 3 processes"):
         EpochBatches(shuffles(21, 0), 21, batch_size=4)
+
+
+def test_a_gpu_composes_its_batches_itself_where_the_data_set_can():
+    class Composing:
+        def __init__(self, answer):
+            self.answer = answer
+
+        def __len__(self):
+            return 4
+
+        def batches_on(self, where, batches):
+            return self.answer
+
+    args, composed = argparse.Namespace(batch_size=2, workers=0), object()
+    gpu, cpu = torch.device("cuda"), torch.device("cpu")
+    assert ordered_loader(Composing(composed), args, gpu) is composed
+    assert isinstance(ordered_loader(Composing(None), args, gpu), DataLoader)
+    assert isinstance(ordered_loader(Composing(composed), args, cpu), DataLoader)

@@ -14,6 +14,7 @@ from common import cli
 from common.cli import BadInput
 from common.files import read_json
 from data.cluttered_mnist import folder, render
+from data.cluttered_mnist.device_render import DeviceRenderer, RenderedBatches
 from data.cluttered_mnist.digits import SIDE
 from data.cluttered_mnist.recipe import Noise, Recipe
 
@@ -92,6 +93,12 @@ class ClutteredMNIST(Dataset):
             return [self[i] for i in indices]
         images = _to_float(np.stack([self.source.canvas(self.numbers[i]) for i in indices])[:, None])  # (B, 1, H, W)
         return list(zip(images, self.labels[indices].tolist(), strict=True))
+
+    def batches_on(self, where: torch.device, batches):
+        """Loader that composes the batches on a device; None where images are read from files, zoomed or noise."""
+        if self.scaling != 1 or not isinstance(self.source, Recipe) or self.source.scale != 1:
+            return None
+        return RenderedBatches(DeviceRenderer(self.source, where), self.numbers, self.labels, batches)
 
     @property
     def has_positions(self) -> bool:

@@ -9,6 +9,7 @@ A recipe lies in the folder `recipe` of a data set, as plain .npy files that are
 """
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -68,13 +69,36 @@ class Recipe:
             digits.append((self.part("needles")[needle[:, 0]], needle[:, 1], needle[:, 2]))
         return digits
 
+    def batch_layers(self, numbers: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+        """Where the digits of several images stand: clutter, then needles.
+
+        Returns: two (4, k) int64, rows index into pool or needles, place in `numbers`, y, x. BadInput when digits lie
+        outside or are not in the pool.
+        """
+        offsets, needle = self.part("offsets"), np.asarray(self.part("needle")[numbers], np.int64)  # (B, 3)
+        clutter = [self.part("clutter")[offsets[i] : offsets[i + 1]] for i in numbers]
+        place = np.repeat(np.arange(len(numbers)), [len(rows) for rows in clutter])
+        shown = np.flatnonzero(needle[:, 0] >= 0)
+        placed = (np.concatenate(clutter).astype(np.int64), place), (needle[shown], shown)
+        layers = tuple(np.stack([rows[:, 0], image, rows[:, 1], rows[:, 2]]) for rows, image in placed)
+        for name, (index, _, y, x) in zip(("pool", "needles"), layers, strict=True):
+            digits = self.part(name)
+            room = self.canvas_side - digits.shape[-1]
+            for values, most in ((index, len(digits) - 1), (y, room), (x, room)):
+                if ((values < 0) | (values > most)).any():
+                    raise self._misfit(f"one of the images {min(numbers)} to {max(numbers)}")
+        return layers
+
     def canvas(self, i: int) -> np.ndarray:
         """Image i as its file holds it, (H, W) uint8; BadInput when digits lie outside or are not in the pool."""
         try:
             canvas = render.compose(self.canvas_side, *self.layers(i))
         except (IndexError, ValueError):
-            raise BadInput(f"{self.folder}: {self.split} image {i} does not fit the pool or the canvas") from None
+            raise self._misfit(f"image {i}") from None
         return render.zoom_uint8(canvas, self.scale)
+
+    def _misfit(self, image):
+        return BadInput(f"{self.folder}: {self.split} {image} does not fit the pool or the canvas")
 
     def arrays(self, i: int) -> tuple:
         """What the file of image i holds: the canvas and, where needles were drawn on a grid, the patch map."""
