@@ -23,7 +23,7 @@ PAPER_BATCH = 32
 STEPS_PER_LOG = 50  # optimiser steps between transfers of the training scores from the device
 NEUTRAL_FLAGS = {  # flags that change no weight: a run may be resumed with others
     *("epochs", "device", "workers", "test_all", "grad_variance", "batch_size", "delayed_step"),
-    *("source", "network_k", "num_classes"),
+    *("source", "network_k", "num_classes", "checkpoint_activations"),
 }
 
 
@@ -43,6 +43,11 @@ def add_flags(parser) -> None:
     group.add_argument("--seed", type=cli.natural, default=42, help="seed of weights, draws and dropout")
     group.add_argument("--test_all", action="store_true", help="evaluate training and test data in every epoch")
     group.add_argument("--grad_variance", action="store_true", help="log histograms of each epoch's gradient variance")
+    group.add_argument(
+        "--checkpoint_activations",
+        action="store_true",
+        help="keep few activations and compute the others twice: less than half the memory, a third more time",
+    )
     device.add_flags(group)
 
 
@@ -96,6 +101,7 @@ def start(model: nn.Module, args, where: torch.device) -> Run:
             "--norm bn: batch norm needs whole batches, so one process; train instance norm, or without torchrun"
         )
     model.to(where)
+    model.cnn.recompute = args.checkpoint_activations
     scaler = torch.amp.GradScaler(where.type, enabled=args.precision == "fp16")
     return Run(model, device.share_gradients(model, where), make_optimizer(model, args), scaler, where, args)
 

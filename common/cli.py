@@ -10,7 +10,10 @@ import threading
 import time
 from pathlib import Path
 
-OUT_OF_MEMORY = "out of memory: use a smaller -b (with a larger --delayed_step), canvas or --width, or fewer --workers"
+OUT_OF_MEMORY = (
+    "out of memory: use a smaller -b (with a larger --delayed_step), --checkpoint_activations, a smaller canvas or "
+    "--width, or fewer --workers"
+)
 
 
 class BadInput(Exception):

@@ -28,12 +28,15 @@ def logits(model: nn.Module, images: Tensor) -> Tensor | None:
     level = Level(_reached(images.ne(0).any(dim=1), kernel=3))
     if level.rows > MOST_ACTIVE * level.cells:
         return None
-    x = F.linear(_patches(images, level), _merged_stem(model.cnn))
-    x = _norm(x, level, model.cnn.bn1)  # (B, R, C)
-    for stage in (model.cnn.layer1, model.cnn.layer2, model.cnn.layer3, model.cnn.layer4):
-        for block in stage:
-            x, level = _bottleneck(block, x, level)
+    x = model.cnn.run(_stem, model.cnn, images, level)  # (B, R, C)
+    for block in model.cnn.blocks():
+        above = _level_above(block, level)
+        x, level = model.cnn.run(_bottleneck, block, x, level, above), above
     return model.mlp(_pool(model, x, level.weight.to(x.dtype)))
+
+
+def _stem(cnn, images, level):
+    return _norm(F.linear(_patches(images, level), _merged_stem(cnn)), level, cnn.bn1)
 
 
 def _merged_stem(cnn):
@@ -50,10 +53,15 @@ def _patches(images, level):
     return taken.unflatten(2, pixel.shape[1:]).transpose(1, 2).flatten(2)
 
 
-def _bottleneck(block, x, level):
-    """models.bagnet.Bottleneck on rows: (B, R, C) of a level -> (B, R', C') and its level."""
+def _level_above(block, level):
+    """The level of a bottleneck's output."""
     kernel, stride = block.conv2.kernel_size[0], block.conv2.stride[0]
-    above = level if kernel == stride == 1 else Level(_reached(level.active, kernel, stride, kernel // 2))
+    return level if kernel == stride == 1 else Level(_reached(level.active, kernel, stride, kernel // 2))
+
+
+def _bottleneck(block, x, level, above):
+    """models.bagnet.Bottleneck on rows: (B, R, C) of a level -> (B, R', C') of the level above."""
+    kernel, stride = block.conv2.kernel_size[0], block.conv2.stride[0]
     shortcut = x if above is level else level.every(stride, x, above)
     out = _norm(_conv1x1(x, block.conv1), level, block.bn1)
     if kernel == 3:
@@ -67,7 +75,7 @@ def _bottleneck(block, x, level):
     if block.downsample is not None:
         conv, norm = block.downsample
         shortcut = _norm(_conv1x1(shortcut, conv), above, norm, relu=False)
-    return _norm(out, above, block.bn3, shortcut), above
+    return _norm(out, above, block.bn3, shortcut)
 
 
 def _conv1x1(x, conv):

@@ -3,8 +3,10 @@
 Source: Pawlowski et al. 2019, Table 3; Brendel & Bethge 2019. Parameter names are those of the first release.
 """
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from common.cli import BadInput
 
@@ -71,7 +73,13 @@ class Bottleneck(nn.Module):
 
 
 class BagNet(nn.Module):
-    """Topological embedding extractor: (B, in, H, W) -> (B, C, h, w), C = 2048 * 2^width, h = ceil((H - 2) / 8)."""
+    """Topological embedding extractor: (B, in, H, W) -> (B, C, h, w), C = 2048 * 2^width, h = ceil((H - 2) / 8).
+
+    With `recompute` set, the backward pass computes the activations inside stem and bottlenecks once more, so that
+    only those between them are kept.
+    """
+
+    recompute = False
 
     def __init__(self, in_channels: int, kernel3=(1, 1, 1, 1), width: int = 0, norm: str = "in_aff", dropout=False):
         super().__init__()
@@ -101,5 +109,20 @@ class BagNet(nn.Module):
             size = "x".join(map(str, images.shape[-2:]))
             advice = "generate larger ones, or raise --data_scaling"
             raise BadInput(f"images must be at least {MIN_SIDE} px a side, got {size}: {advice}")
-        x = F.relu(self.bn1(self.conv2(self.conv1(images))))
-        return self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        x = self.run(self._stem, images)
+        for block in self.blocks():
+            x = self.run(block, x)
+        return x
+
+    def blocks(self):
+        """The bottlenecks in order."""
+        return [block for stage in (self.layer1, self.layer2, self.layer3, self.layer4) for block in stage]
+
+    def run(self, part, *inputs):
+        """part(*inputs), one of the parts between which activations are kept."""
+        if self.recompute and torch.is_grad_enabled():
+            return checkpoint(part, *inputs, use_reentrant=False)
+        return part(*inputs)
+
+    def _stem(self, images):
+        return F.relu(self.bn1(self.conv2(self.conv1(images))))

@@ -114,3 +114,21 @@ def test_a_level_accounts_for_every_cell():
     kept[2, 0] = False
     back = level.to_rows(level.to_grid(x))
     assert (back[kept] == x[kept]).all()
+
+
+@pytest.mark.parametrize("pooling", ["max", "attention"])
+@pytest.mark.parametrize("rows", [True, False])
+def test_computing_activations_again_changes_nothing_and_keeps_less(rows, pooling):
+    """Logits and gradients to the bit, dropout included, for rows and for the plain network."""
+    model, images = make_network(dropout=True, pooling=pooling).train(), spots()[:2]
+    results, kept = [], []
+    for model.cnn.recompute in (False, True):
+        torch.manual_seed(4)
+        sizes = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, sizes=sizes: sizes.append(t.numel()) or t, lambda t: t):
+            logits = background.logits(model, images) if rows else model.image_logits(model.cnn(images))
+        results.append(outcome(model, images, logits))
+        kept.append(sum(sizes))
+    for once, twice in zip(*results, strict=True):
+        assert torch.equal(once, twice)
+    assert kept[1] < kept[0] / 2
