@@ -47,7 +47,7 @@ def parse_args(argv=None):
 
 def main(argv=None):
     args = parse_args(argv)
-    where = device.select(args.device, args.precision)
+    where = device.select(args.device, args.precision, args.deterministic)
     if device.world_size() > 1:
         raise BadInput("predict_saliency.py runs in one process: start it without torchrun")
     model, scale = load_model(args)

@@ -4,7 +4,6 @@ import contextlib
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -12,19 +11,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import models
-from common import checkpoint, cli, device, metrics, runlog
+from common import cli, device, lock, metrics, resume, runlog, signals
 from common.cli import BadInput, WorkFailed
 from common.files import make_folder
 from common.moments import GradientVariance
+from common.resume import Checkpoints, Progress
 from data.loaders import Loaders
 
 MILESTONES = (80, 120, 160)  # epochs after which the learning rate falls tenfold
 PAPER_BATCH = 32
 STEPS_PER_LOG = 50  # optimiser steps between transfers of the training scores from the device
-NEUTRAL_FLAGS = {  # flags that change no weight: a run may be resumed with others
-    *("epochs", "device", "workers", "test_all", "grad_variance", "batch_size", "delayed_step"),
-    *("source", "network_k", "num_classes", "checkpoint_activations"),
-}
 
 
 def add_flags(parser) -> None:
@@ -48,6 +44,17 @@ def add_flags(parser) -> None:
         action="store_true",
         help="keep few activations and compute the others twice: less than half the memory, a third more time",
     )
+    group.add_argument(
+        "--checkpoint_minutes",
+        type=cli.positive_float,
+        default=10.0,
+        help="minutes between checkpoints within an epoch; every epoch ends with one too",
+    )
+    group.add_argument(
+        "--signal",
+        choices=("USR1", "USR2"),
+        help="another signal, as SLURM's --signal sends before it ends a job, at which to save and end",
+    )
     device.add_flags(group)
 
 
@@ -63,6 +70,7 @@ class Run:
     args: object
     history: list[dict] = field(default_factory=list)
     best: dict | None = None
+    progress: Progress = field(default_factory=Progress)
 
     @property
     def accumulation(self) -> int:
@@ -76,22 +84,35 @@ def fit(model: nn.Module, loaders: Loaders, args, where: torch.device) -> dict:
     flag that changes weights, or in its data.
     """
     run = start(model, args, where)
-    identity = _identity(args, loaders.fingerprint)
     logdir = make_folder(args.logdir)
-    _resume(run, logdir, identity)
-    _announce(run, loaders)
-    epochs = args.epochs * loaders.epoch_factor
-    steps_per_epoch = sum(1 for _ in loaders.batches.groups(run.accumulation))
-    done = len(run.history)
-    if done < epochs:
-        if device.rank() == 0:
-            runlog.write_config(logdir, args, run.device, model=model.config.to_dict(), data=loaders.fingerprint)
-        with runlog.TensorBoard(logdir, done * steps_per_epoch + 1) as board:
-            for epoch in range(done, epochs):
-                _epoch(run, loaders, board, epoch, epochs)
-                _save(run, logdir, identity)
-    _report(run, logdir)
+    checkpoints = Checkpoints(logdir, resume.identity(args, loaders.fingerprint), args.checkpoint_minutes)
+    with lock.held(logdir, "--logdir") if device.rank() == 0 else contextlib.nullcontext():
+        checkpoints.restore(run)
+        _announce(run, loaders)
+        if len(run.history) < args.epochs * loaders.epoch_factor:
+            _train(run, loaders, checkpoints)
+        _report(run, logdir)
     return run.best
+
+
+def _train(run, loaders, checkpoints):
+    """Train the epochs that are left; Ctrl-C, SIGTERM and --signal wait until the state can be saved."""
+    args, epochs = run.args, run.args.epochs * loaders.epoch_factor
+    if device.rank() == 0:
+        facts = {"model": run.model.config.to_dict(), "data": loaders.fingerprint}
+        runlog.write_config(checkpoints.logdir, args, run.device, **facts)
+    taken = len(run.history) * _steps_per_epoch(run, loaders) + run.progress.steps
+    with (
+        signals.deferred(*[args.signal] if args.signal else []),
+        runlog.TensorBoard(checkpoints.logdir, taken + 1) as board,
+    ):
+        while len(run.history) < epochs:
+            _epoch(run, loaders, board, checkpoints, epochs)
+            checkpoints.save(run)
+
+
+def _steps_per_epoch(run, loaders):
+    return sum(1 for _ in loaders.batches.groups(run.accumulation))
 
 
 def start(model: nn.Module, args, where: torch.device) -> Run:
@@ -121,46 +142,62 @@ def learning_rate(args, epoch: int, epoch_factor: int = 1) -> float:
     return args.lr * 0.1**passed
 
 
-def _epoch(run, loaders, board, epoch, epochs):
-    """Train one epoch, evaluate, and append the epoch's row to the history."""
-    started = time.perf_counter()
+def _epoch(run, loaders, board, checkpoints, epochs):
+    """Train what is left of an epoch, evaluate, and append the epoch's row to the history."""
+    epoch = len(run.history)
     lr = learning_rate(run.args, epoch, loaders.epoch_factor)
     for group in run.optimizer.param_groups:
         group["lr"] = lr
-    device.seed_everything(run.args.seed, epoch + 1, device.rank())
-    variance = GradientVariance(run.model) if run.args.grad_variance else None
-    totals = train_epoch(run, loaders, epoch, board, variance)
-    train_seconds = time.perf_counter() - started
-    row = {"epoch": epoch + 1, "lr": lr, "images_per_s": loaders.batches.length / train_seconds}
-    row["train_running_acc"] = metrics.rates(*totals[1:].tolist())["acc"]
-    _evaluate_splits(run, loaders, row, last=epoch + 1 == epochs)
-    row["seconds"] = time.perf_counter() - started
+    log = StepLog(run, board, epoch * _steps_per_epoch(run, loaders))
+    train_epoch(run, loaders, epoch, log, lambda: checkpoints.heed(run, log.settle))
+    row = {"epoch": epoch + 1, "lr": lr, "images_per_s": loaders.batches.length / run.progress.seconds}
+    row["train_running_acc"] = metrics.rates(*run.progress.totals[1:])["acc"]
+    try:
+        with signals.immediate():
+            _evaluate_splits(run, loaders, row, last=epoch + 1 == epochs)
+    except signals.INTERRUPTS:
+        log.settle()
+        checkpoints.save_interrupted(run)
+        raise
+    row["seconds"] = log.seconds()
     run.history.append(row)
     if run.best is None or row["eval_acc"] > run.best["eval_acc"]:
         run.best = row
     if device.rank() == 0:
-        _log_epoch(run, board, row, variance)
+        _log_epoch(run, board, row, log.variance)
         print(_epoch_line(row, epochs, row is run.best), flush=True)
+    run.progress = Progress()
 
 
-def train_epoch(run: Run, loaders: Loaders, epoch: int, board=None, variance=None) -> np.ndarray:
+def train_epoch(run: Run, loaders: Loaders, epoch: int, log: "StepLog | None" = None, between=None) -> np.ndarray:
     """Take one epoch's optimiser steps, each over `accumulation` batches weighted by their images.
 
+    Args:
+        log: of an epoch to go on with after run.progress; without it, the epoch begins anew.
+        between: called without arguments after every step.
     Returns: (5,) sums over the epoch: loss, true positives, false positives, false negatives, true negatives.
     """
     run.model.train()
-    loaders.batches.epoch = epoch
+    if log is None:
+        run.progress = Progress()
+        log = StepLog(run)
+    done = run.progress.steps
+    loaders.batches.epoch, loaders.batches.first = epoch, done * run.accumulation
     batches = iter(loaders.train)
-    groups = list(loaders.batches.groups(run.accumulation))
-    log = StepLog(board, epoch * len(groups) + 1)
-    for shares, n_images in device.progress(groups, len(groups), f"epoch {epoch + 1}", "step"):
+    groups = list(loaders.batches.groups(run.accumulation))[done:]
+    steps = device.progress(groups, len(groups), f"epoch {epoch + 1}", "step")
+    for step, (shares, n_images) in enumerate(steps, done):
+        device.seed_everything(run.args.seed, epoch + 1, step, device.rank())
         counts = torch.zeros(5, dtype=torch.float64, device=run.device)
         for number, share in enumerate(shares, 1):
             with _gradients_shared(run.network, number == len(shares)):
                 counts += _accumulate(run, *next(batches), share, n_images)
-        _step(run, variance)
+        _step(run, log.variance)
         log.add(counts)
-    return log.finish()
+        if between:
+            between()
+    log.flush()
+    return np.array(run.progress.totals)
 
 
 def _gradients_shared(network, now):
@@ -200,36 +237,53 @@ def _step(run, variance):
 
 
 class StepLog:
-    """Sums the scores of the steps and writes them in blocks, so that no step waits for the device."""
+    """Adds the scores of the steps to run.progress and writes them in blocks, so that no step waits for the device.
 
-    def __init__(self, board, first_step: int):
-        self.board, self.next_step = board, first_step
+    Args:
+        first_step: optimiser steps before the epoch.
+    """
+
+    def __init__(self, run: Run, board=None, first_step: int = 0):
+        self.run, self.board, self.first_step = run, board, first_step
+        self.started = time.perf_counter() - run.progress.seconds
+        self.variance = GradientVariance(run.model, run.progress.variance) if run.args.grad_variance else None
         self.pending: list[Tensor] = []
-        self.total = np.zeros(5)
+
+    def seconds(self) -> float:
+        """What the epoch has taken so far, also in runs that were interrupted."""
+        return time.perf_counter() - self.started
 
     def add(self, counts: Tensor) -> None:
         self.pending.append(counts)
         if len(self.pending) == STEPS_PER_LOG:
-            self._flush()
+            self.flush()
 
-    def finish(self) -> np.ndarray:
-        """The sums over all steps, (5,)."""
+    def flush(self) -> None:
+        """Bring run.progress and the event file up to the last step. WorkFailed when a loss is not finite."""
+        progress = self.run.progress
         if self.pending:
-            self._flush()
-        return self.total
+            block = torch.stack(self.pending)
+            device.sum_over_processes(block)
+            self._count(progress, block.cpu().numpy())
+            self.pending = []
+        progress.seconds = self.seconds()
+        progress.variance = self.variance.state() if self.variance else None
 
-    def _flush(self):
-        block = torch.stack(self.pending)
-        device.sum_over_processes(block)
-        block = block.cpu().numpy()  # (steps, 5)
-        if not np.isfinite(block).all():
-            step = self.next_step + int(np.argmin(np.isfinite(block).all(axis=1)))
-            raise WorkFailed(f"step {step}: the loss is not finite; lower --lr (checkpoint.pth keeps the last epoch)")
+    def settle(self) -> None:
+        """Flush, and bring the event file to the disk: what a checkpoint counts as done must not get lost."""
+        self.flush()
+        self.board.flush()
+
+    def _count(self, progress, block):
+        """Add the scores of some steps, (steps, 5)."""
+        finite = np.isfinite(block).all(axis=1)
+        if not finite.all():
+            step = progress.steps + int(np.argmin(finite)) + 1
+            raise resume.not_finite("the loss is", len(self.run.history) + 1, step, self.run.args.precision)
         if self.board:
-            self.board.steps(self.next_step, block)
-        self.total += block.sum(axis=0)
-        self.next_step += len(self.pending)
-        self.pending = []
+            self.board.steps(self.first_step + progress.steps + 1, block)
+        progress.totals = np.cumsum([progress.totals, *block], axis=0)[-1].tolist()  # step by step, however divided
+        progress.steps += len(block)
 
 
 def _evaluate_splits(run, loaders, row, last):
@@ -243,8 +297,16 @@ def _evaluate_splits(run, loaders, row, last):
 
 def _scores(split, run, loaders):
     loader = device.progress(loaders.evaluation[split], len(loaders.evaluation[split]), f"evaluating {split}", "batch")
-    scores = evaluate(run.model, loader, run.device, run.args.precision)
+    try:
+        scores = evaluate(run.model, loader, run.device, run.args.precision)
+    except OutputsNotFinite:
+        what, at = f"the network's outputs on {split} images are", (len(run.history) + 1, run.progress.steps)
+        raise resume.not_finite(what, *at, run.args.precision) from None
     return {f"{split}_{name}": value for name, value in scores.items()}
+
+
+class OutputsNotFinite(WorkFailed):
+    """A network computed infinities or NaN."""
 
 
 def evaluate(model: nn.Module, loader: Iterable, where: torch.device, precision: str = "float32") -> dict[str, float]:
@@ -252,7 +314,7 @@ def evaluate(model: nn.Module, loader: Iterable, where: torch.device, precision:
     labels, logits = predict(model, loader, where, precision)
     losses = np.logaddexp(logits[:, 0], logits[:, 1]) - logits[np.arange(len(labels)), labels]
     if not np.isfinite(losses).all():
-        raise WorkFailed("the network's outputs are not finite; lower --lr")
+        raise OutputsNotFinite("the network's outputs are not finite")
     return {"loss": float(losses.mean()), **metrics.classification(labels, logits[:, 1] - logits[:, 0])}
 
 
@@ -278,78 +340,7 @@ def _log_epoch(run, board, row, variance):
         board.histogram("rmsprop_second_moment", moments, row["epoch"])
     if variance:
         board.histogram("gradient_variance", variance.values(), row["epoch"])
-
-
-def _identity(args, fingerprint):
-    """What decides the weights: all flags but the neutral ones and paths, the effective batch, the data."""
-    neutral = NEUTRAL_FLAGS | {name for name, value in vars(args).items() if isinstance(value, Path)}
-    identity = {name: value for name, value in runlog.plain(args).items() if name not in neutral}
-    identity["effective batch"] = args.batch_size * max(1, args.delayed_step)
-    if args.norm == "bn":  # batch norm sees how images are split into batches
-        identity["batch_size"] = args.batch_size
-    return {**identity, "data": fingerprint}
-
-
-def _resume(run, logdir, identity):
-    """Load checkpoint.pth, if there is one, into the run."""
-    path = logdir / checkpoint.LATEST
-    if not path.exists():
-        return _refuse_results(logdir)
-    saved = checkpoint.load(path)
-    with checkpoint.naming(path):
-        _refuse_difference(logdir, saved["identity"], identity)
-        run.model.load_state_dict(saved["state_dict"])
-        run.optimizer.load_state_dict(saved["optimizer"])
-        run.scaler.load_state_dict(saved["scaler"])
-        run.history = saved["history"]
-        run.best = run.history[saved["best_epoch"] - 1]
-        _write_results(run, logdir, saved)  # it may have ended before it could
-    if device.rank() == 0 and not (logdir / checkpoint.BEST).exists():
-        print(f"{logdir / checkpoint.BEST}: missing, was of epoch {run.best['epoch']}; only a new run makes it again")
-
-
-def _refuse_results(logdir):
-    """BadInput when the folder holds a run that cannot be continued, for example the first release's."""
-    for name in (checkpoint.BEST, "stats.csv"):
-        if (logdir / name).exists():
-            raise BadInput(f"--logdir {logdir}: holds {name} of a run without checkpoint.pth; choose another folder")
-
-
-def _refuse_difference(logdir, saved, wanted):
-    names = [name for name in {**saved, **wanted} if saved.get(name) != wanted.get(name)]
-    if names:
-        differences = ", ".join(
-            "other data" if name == "data" else f"{name} {saved.get(name)} (now {wanted.get(name)})" for name in names
-        )
-        raise BadInput(f"--logdir {logdir}: holds a run that differs in {differences}; choose another folder")
-
-
-def _save(run, logdir, identity):
-    """Write checkpoint.pth, then what follows from it; only the first process does."""
-    content = {
-        "state_dict": run.model.state_dict(),
-        "config": run.model.config.to_dict(),
-        "args": runlog.plain(run.args),
-        "epoch": run.history[-1]["epoch"],
-        "optimizer": run.optimizer.state_dict(),
-        "scaler": run.scaler.state_dict(),
-        "history": run.history,
-        "best_epoch": run.best["epoch"],
-        "identity": identity,
-    }
-    if device.rank() == 0:
-        checkpoint.save(logdir / checkpoint.LATEST, content)
-    _write_results(run, logdir, content)
-
-
-def _write_results(run, logdir, content):
-    """Write stats.csv and, when the content of checkpoint.pth is the best epoch's, best_checkpoint.pth."""
-    if device.rank() > 0:
-        return
-    if run.history[-1] is run.best:
-        kept = {name: content[name] for name in ("state_dict", "config", "args", "epoch")}
-        checkpoint.save(logdir / checkpoint.BEST, kept)
-    runlog.write_stats(logdir / "stats.csv", run.history)
+    board.flush()
 
 
 def _announce(run, loaders):
@@ -361,9 +352,10 @@ def _announce(run, loaders):
     print(f"batch {args.batch_size} x accumulation {run.accumulation} = {effective}{note}")
     factor = loaders.epoch_factor
     print(f"{loaders.batches.length:,} training images, {args.epochs} epochs x shrinkage {factor}, on {run.device}")
-    if run.history:
+    if run.history or run.progress.steps:
         done = len(run.history) >= args.epochs * factor
-        print(f"{args.logdir}: {'complete' if done else 'resuming'} after epoch {len(run.history)}", flush=True)
+        where = f"epoch {len(run.history)}" + (f" and {run.progress.steps} steps" if run.progress.steps else "")
+        print(f"{args.logdir}: {'complete' if done else 'resuming'} after {where}", flush=True)
 
 
 def _epoch_line(row, epochs, is_best):

@@ -19,7 +19,7 @@ def parse_args(argv=None):
 
 def main(argv=None):
     args = parse_args(argv)
-    where = device.select(args.device, args.precision)
+    where = device.select(args.device, args.precision, args.deterministic)
     splits = dataset.load_splits(args)
     device.seed_everything(args.seed)  # before the weights are drawn
     model = models.build_model(models.ModelConfig.from_args(args, in_channels=1))

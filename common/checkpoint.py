@@ -10,12 +10,13 @@ from common.cli import BadInput
 from common.files import atomic_open, check_zip
 
 LATEST = "checkpoint.pth"
+PREVIOUS = "checkpoint.previous.pth"
 BEST = "best_checkpoint.pth"
 
 
-def save(path: Path, content: dict) -> None:
-    """Write tensors and plain types; the file is whole or the previous one."""
-    with atomic_open(path) as file:
+def save(path: Path, content: dict, keep: Path | None = None) -> None:
+    """Write tensors and plain types; the file is whole or the one before, which moves to `keep` if that is given."""
+    with atomic_open(path, keep=keep) as file:
         torch.save(content, file)
 
 

@@ -6,9 +6,10 @@ import multiprocessing
 import os
 import signal
 import sys
-import threading
 import time
 from pathlib import Path
+
+from common import signals
 
 OUT_OF_MEMORY = (
     "out of memory: use a smaller -b (with a larger --delayed_step), --checkpoint_activations, a smaller canvas or "
@@ -29,13 +30,6 @@ class WorkFailed(BadInput):
     """Work that began could not be finished, in one line; the exit code is 1."""
 
     exit_code = 1
-
-
-class Terminated(BaseException):
-    """SIGTERM arrived. Not an Exception, so that only `run` and clean-up code see it."""
-
-    process: int | None = None  # the one that is to be told, not those forked from it
-    told = False
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
@@ -115,17 +109,16 @@ def run(main) -> None:
 
     Errors of the user's making are one line on stderr; anything unforeseen keeps its traceback.
     """
-    Terminated.process = os.getpid()
-    handler, hook = signal.signal(signal.SIGTERM, _raise_terminated), sys.unraisablehook
-    sys.unraisablehook = _send_again
+    handler, hook = signals.listen(signal.SIGTERM), sys.unraisablehook
+    sys.unraisablehook = signals.send_again
     if sys.stdout:  # it may be closed
         sys.stdout.reconfigure(errors="backslashreplace")  # a name that the terminal cannot show is no error
     try:
         code = _exit_code(main)
     except KeyboardInterrupt:
         _leave(_complain("interrupted; the same command continues", 130))
-    except (Terminated, Exception) as error:
-        if not Terminated.told and not isinstance(error, Terminated):
+    except (signals.Terminated, Exception) as error:
+        if not signals.told() and not isinstance(error, signals.Terminated):
             raise
         _leave(_complain("terminated; the same command continues", 143))
     signal.signal(signal.SIGTERM, handler)
@@ -145,8 +138,8 @@ def _exit_code(main):
         return _os_error(error)
     except (MemoryError, RuntimeError) as error:
         if "is killed by signal: Terminated" in str(error):  # a loader process was told before this one
-            raise Terminated from None
-        if not is_out_of_memory(error) or Terminated.told:
+            raise signals.Terminated from None
+        if not is_out_of_memory(error) or signals.told():
             raise
         return _complain(OUT_OF_MEMORY, 1)
 
@@ -155,24 +148,6 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether Python, the C library or a CUDA device ran out of memory, or a loader process was killed for it."""
     signs = ("out of memory", "can't allocate memory", "is killed by signal: Killed")
     return isinstance(error, MemoryError) or any(sign in str(error) for sign in signs)
-
-
-def _raise_terminated(signum, frame):
-    if os.getpid() != Terminated.process:  # just forked
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        os.kill(os.getpid(), signal.SIGTERM)
-    Terminated.told = True
-    signal.signal(signal.SIGCHLD, lambda *_: None)  # else torch reports that its loader processes were told too
-    raise Terminated
-
-
-def _send_again(unraisable):
-    """When a signal's exception comes up in a destructor, where Python drops exceptions, send the signal once more."""
-    number = {KeyboardInterrupt: signal.SIGINT, Terminated: signal.SIGTERM}.get(unraisable.exc_type)
-    if number is None:
-        sys.__unraisablehook__(unraisable)
-    else:
-        threading.Timer(0.1, os.kill, (os.getpid(), number)).start()
 
 
 def _leave(code):

@@ -1,6 +1,7 @@
 """Where the arithmetic runs: CPU, one GPU or several processes (torchrun); its precision; its random state."""
 
 import contextlib
+import functools
 import os
 import random
 
@@ -17,7 +18,7 @@ PRECISIONS = {"float32": None, "tf32": None, "fp16": torch.float16, "bf16": torc
 
 
 def add_flags(parser) -> None:
-    """Declare `--device` and `--precision`."""
+    """Declare `--device`, `--precision` and `--deterministic`."""
     parser.add_argument("--device", default="auto", help="auto (a GPU where there is one), cpu, cuda or cuda:N")
     parser.add_argument(
         "--precision",
@@ -25,10 +26,14 @@ def add_flags(parser) -> None:
         default="float32",
         help="float32 computes as the paper did; tf32, fp16 (with loss scaling) and bf16 are faster and less exact",
     )
+    parser.add_argument(
+        "--deterministic", action="store_true", help="on a GPU: the same bits in every run, at some cost in speed"
+    )
 
 
-def select(name: str, precision: str = "float32") -> torch.device:
+def select(name: str, precision: str = "float32", deterministic: bool = False) -> torch.device:
     """The device called `name`, with TF32 switched as the precision says; joins the processes torchrun started."""
+    _set_deterministic(deterministic)
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and "LOCAL_RANK" in os.environ:
@@ -48,6 +53,14 @@ def select(name: str, precision: str = "float32") -> torch.device:
     return device
 
 
+def _set_deterministic(on):
+    """Let cuDNN, cuBLAS and PyTorch's own kernels take the ways that add in a fixed order, or refuse to compute."""
+    if on:
+        os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # read when the first product is computed
+    torch.backends.cudnn.deterministic = on
+    torch.use_deterministic_algorithms(on)
+
+
 def _set_tf32(on):
     """PyTorch computes convolutions in TF32 on a GPU unless told otherwise; 2.9 renamed the switch."""
     if hasattr(torch.backends.cuda.matmul, "fp32_precision"):
@@ -64,10 +77,12 @@ def autocast(device: torch.device, precision: str):
     return torch.autocast(device.type, dtype=dtype) if dtype else contextlib.nullcontext()
 
 
-def seed_everything(seed: int, epoch: int = 0, process: int = 0) -> None:
-    """Seed Python, NumPy and torch; each epoch and process has its own state, so that a resumed run draws alike."""
-    entropy = (seed, epoch, process) if process else (seed, epoch)
-    state = int(np.random.SeedSequence(entropy).generate_state(1)[0])
+def seed_everything(seed: int, epoch: int = 0, *position: int) -> None:
+    """Seed Python, NumPy and torch by the run's seed and a position (epoch, step, process) in it.
+
+    A run that seeds before every step draws at a position the same, however it got there.
+    """
+    state = int(np.random.SeedSequence((seed, epoch, *position)).generate_state(1)[0])
     random.seed(state)
     np.random.seed(state)  # noqa: NPY002 (libraries draw from the global state)
     torch.manual_seed(state)
@@ -94,6 +109,22 @@ def share_gradients(model: torch.nn.Module, device: torch.device) -> torch.nn.Mo
         return model
     devices = [device] if device.type == "cuda" else None
     return DistributedDataParallel(model, devices, gradient_as_bucket_view=True)
+
+
+def agree(wish: int) -> int:
+    """The largest wish of all processes, without waiting for a GPU."""
+    if world_size() == 1:
+        return wish
+    wishes = torch.tensor([wish])
+    with others_needed():
+        dist.all_reduce(wishes, dist.ReduceOp.MAX, group=_messages())
+    return int(wishes)
+
+
+@functools.cache
+def _messages():
+    """The group of all processes for messages between CPUs."""
+    return dist.new_group(backend="gloo")
 
 
 def sum_over_processes(tensor: torch.Tensor) -> None:

@@ -16,8 +16,8 @@ from common.cli import BadInput
 
 
 @contextlib.contextmanager
-def atomic_open(path: Path, mode: str = "wb", sync: bool = True):
-    """Open a file that appears at `path` only when the block ends without an error.
+def atomic_open(path: Path, mode: str = "wb", sync: bool = True, keep: Path | None = None):
+    """Open a file that appears at `path` only when the block ends without an error; what was there moves to `keep`.
 
     Without `sync` a power cut may leave it without its content. The temporary name is fixed (`.{name}.part`), so that
     an interrupted run leaves one file at most, which the next run overwrites. Two writers of one path are the caller's
@@ -31,6 +31,8 @@ def atomic_open(path: Path, mode: str = "wb", sync: bool = True):
             file.flush()
             if sync:
                 os.fsync(file.fileno())
+        if keep:
+            path.replace(keep)
         part.replace(path)
     except BaseException as error:
         part.unlink(missing_ok=True)

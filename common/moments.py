@@ -10,11 +10,21 @@ class GradientVariance:
     Steps whose gradients are not finite do not count: the loss scaler of fp16 skips them.
     """
 
-    def __init__(self, model: nn.Module):
+    def __init__(self, model: nn.Module, state: dict | None = None):
+        """Begin, or go on from the state of a variance of the same network."""
         self.parameters = dict(model.named_parameters())
         self.mean = {name: torch.zeros_like(p) for name, p in self.parameters.items()}
         self.squares = {name: torch.zeros_like(p) for name, p in self.parameters.items()}
         self.steps = 0
+        if state:
+            self.steps = state["steps"]
+            for name in self.parameters:
+                self.mean[name].copy_(state["mean"][name])
+                self.squares[name].copy_(state["squares"][name])
+
+    def state(self) -> dict:
+        """Tensors and plain types, to go on from."""
+        return {"steps": self.steps, "mean": self.mean, "squares": self.squares}
 
     def add(self) -> None:
         """Count the present gradients as one step."""

@@ -4,7 +4,10 @@ import datetime
 import platform
 import subprocess
 import sys
+import time
 from pathlib import Path
+
+import numpy as np
 
 from common import cli, device
 from common.files import write_csv, write_json
@@ -17,6 +20,8 @@ COLUMNS = (
 )
 TAG = {"eval": "eval", "train": "train_eval", "test": "test"}  # column prefix -> TensorBoard folder
 HISTOGRAM_VALUES = 100_000
+_EDGES = 1e-12 * 1.1 ** np.arange(774)  # to 1e20, as TensorBoard's own histograms have them
+HISTOGRAM_BINS = np.concatenate([-_EDGES[::-1], [0], _EDGES])
 
 
 def add_logdir_flag(parser) -> None:
@@ -36,10 +41,9 @@ def plain(args) -> dict:
 
 def write_config(logdir: Path, args, device, **facts) -> None:
     """Write config.json: all arguments, versions, git commit, device and further facts of the run."""
-    import numpy
     import torch
 
-    versions = {"python": platform.python_version(), "torch": torch.__version__, "numpy": numpy.__version__}
+    versions = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
     started = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
     write_json(
@@ -66,12 +70,23 @@ def write_stats(path: Path, rows: list[dict]) -> None:
 
 
 class TensorBoard:
-    """The run's event file, written by the first process. Steps count optimiser steps, epochs count from 1."""
+    """The run's event file, written by the first process. Steps count optimiser steps, epochs count from 1.
+
+    What was written before `flush` returned outlasts the process: tensorboardX's own writer leaves it to a thread.
+    """
 
     def __init__(self, logdir: Path, first_step: int):
-        from tensorboardX import SummaryWriter
+        self.file = None
+        if device.rank() > 0:
+            return
+        from tensorboardX.proto.event_pb2 import SessionLog
+        from tensorboardX.record_writer import RecordWriter
 
-        self.writer = SummaryWriter(str(logdir), purge_step=first_step, write_to_disk=device.rank() == 0)
+        name = f"events.out.tfevents.{int(time.time())}.{platform.node()}.{first_step}"
+        self.file = RecordWriter(str(logdir / name))
+        self._write(file_version="brain.Event:2")
+        self._write(step=first_step, session_log=SessionLog(status=SessionLog.START))  # voids later steps
+        self.flush()
 
     def steps(self, first_step: int, counts) -> None:
         """Write train/* of consecutive optimiser steps.
@@ -85,24 +100,20 @@ class TensorBoard:
         for step, (loss, tp, fp, fn, tn) in enumerate(counts, first_step):
             images = tp + fp + fn + tn
             values = rates(tp, fp, fn, tn)
-            self.writer.add_scalar("train/loss", loss / images, step)
-            self.writer.add_scalar("train/precision", values["prec"], step)
-            self.writer.add_scalar("train/recall", values["recall"], step)
-            self.writer.add_scalar("train/accuracy", values["acc"], step)
-            self.writer.add_scalar("train/labels", (tp + fn) / images, step)  # share of positives
+            scores = {"precision": values["prec"], "recall": values["recall"], "accuracy": values["acc"]}
+            scores |= {"loss": loss / images, "labels": (tp + fn) / images}  # labels: share of positives
+            self._scalars(step, {f"train/{name}": value for name, value in scores.items()})
 
     def epoch(self, row: dict) -> None:
         """Write the scores of a stats.csv row and its learning rate."""
-        self.writer.add_scalar("stats/lr", row["lr"], row["epoch"])
-        for prefix, folder in TAG.items():
-            for name in SPLIT_COLUMNS:
-                if f"{prefix}_{name}" in row:
-                    self.writer.add_scalar(f"{folder}/{name}", row[f"{prefix}_{name}"], row["epoch"])
-        self.writer.flush()
+        cells = ((f"{prefix}_{name}", f"{folder}/{name}") for prefix, folder in TAG.items() for name in SPLIT_COLUMNS)
+        scores = {tag: row[column] for column, tag in cells if column in row}
+        self._scalars(row["epoch"], {"stats/lr": row["lr"], **scores})
 
     def histogram(self, tag: str, named_tensors, epoch: int) -> None:
         """Write one histogram per top-level part of the network, of at most 100,000 evenly spaced values each."""
         import torch
+        from tensorboardX import summary
 
         parts = {}
         for name, tensor in named_tensors:
@@ -111,10 +122,28 @@ class TensorBoard:
         for part, tensors in parts.items():
             values = torch.cat(tensors)
             values = values[:: -(-len(values) // HISTOGRAM_VALUES)].float().cpu().numpy()
-            self.writer.add_histogram(f"{tag}/{part}", values, epoch)
+            self._write(step=epoch, summary=summary.histogram(f"{tag}/{part}", values, HISTOGRAM_BINS))
+
+    def flush(self) -> None:
+        """Bring what was written to the disk."""
+        if self.file:
+            self.file.flush()
+
+    def _scalars(self, step, values):
+        from tensorboardX.proto.summary_pb2 import Summary
+
+        values = [Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()]
+        self._write(step=step, summary=Summary(value=values))
+
+    def _write(self, **content):
+        from tensorboardX.proto.event_pb2 import Event
+
+        if self.file:
+            self.file.write(Event(wall_time=time.time(), **content).SerializeToString())
 
     def __enter__(self):
         return self
 
     def __exit__(self, *error) -> None:
-        self.writer.close()
+        if self.file:
+            self.file.close()

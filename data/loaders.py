@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch.utils.data import BatchSampler, DataLoader, Dataset
 
-from common import cli, device
+from common import cli, device, signals
 from common.cli import BadInput
 
 PAPER_TRAIN_SIZE = 11276
@@ -83,22 +83,23 @@ def shuffles(n: int, seed: int) -> Callable[[int], np.ndarray]:
 class EpochBatches:
     """Batch sampler whose order hangs on seed and epoch alone; each process gets its share of every batch.
 
-    Set `epoch` before iterating. `draw(epoch)` returns the epoch's `length` indices. A process whose share of the last
-    batch is empty gets one image to go through the motions with. BadInput when the processes cannot share alike.
+    Set `epoch`, and the batch to start `first` with, before iterating. `draw(epoch)` returns the epoch's `length`
+    indices. A process whose share of the last batch is empty gets one image to go through the motions with. BadInput
+    when the processes cannot share alike.
     """
 
     def __init__(self, draw: Callable[[int], np.ndarray], length: int, batch_size: int):
         if batch_size % device.world_size():
             raise BadInput(f"-b {batch_size}: cannot be shared alike by {device.world_size()} processes")
         self.draw, self.length, self.batch_size = draw, length, batch_size
-        self.epoch = 0
+        self.epoch = self.first = 0
 
     def __len__(self) -> int:
         return len(self._starts())
 
     def __iter__(self) -> Iterator[list[int]]:
         order = self.draw(self.epoch)
-        for start in self._starts():
+        for start in self._starts()[self.first :]:
             batch = order[start : start + self.batch_size]
             share = batch[device.rank() :: device.world_size()]
             yield (share if len(share) else batch[:1]).tolist()
@@ -173,5 +174,6 @@ def _loader(dataset, args, where, batches):
         num_workers=args.workers,
         pin_memory=where.type == "cuda",
         persistent_workers=args.workers > 0,
+        worker_init_fn=signals.serve_on,
         generator=torch.Generator(),  # else it draws from the global state, which dropout hangs on
     )

@@ -11,7 +11,7 @@ import torch
 from synthetic import CPU, assert_same_training, fit, make_args, make_loaders, make_model, vector
 
 import train
-from common import checkpoint, device, runlog
+from common import checkpoint, device, resume, runlog
 from common.cli import BadInput, WorkFailed
 from common.moments import GradientVariance
 
@@ -158,7 +158,7 @@ def test_a_run_that_ends_between_its_files_continues(tmp_path, monkeypatch):
     def end(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(train, "_write_results", end)
+    monkeypatch.setattr(resume, "write_results", end)
     with pytest.raises(KeyboardInterrupt):
         fit(tmp_path / "cut", "-e", 2)
     monkeypatch.undo()
