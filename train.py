@@ -40,6 +40,12 @@ def add_flags(parser) -> None:
     group.add_argument("--test_all", action="store_true", help="evaluate training and test data in every epoch")
     group.add_argument("--grad_variance", action="store_true", help="log histograms of each epoch's gradient variance")
     group.add_argument(
+        "--background",
+        choices=("auto", "rows", "dense"),
+        default="auto",
+        help="rows: compute black background once, exactly, with instance norm; auto: on a CPU",
+    )
+    group.add_argument(
         "--checkpoint_activations",
         action="store_true",
         help="keep few activations and compute the others twice: less than half the memory, a third more time",
@@ -122,7 +128,7 @@ def start(model: nn.Module, args, where: torch.device) -> Run:
             "--norm bn: batch norm needs whole batches, so one process; train instance norm, or without torchrun"
         )
     model.to(where)
-    model.cnn.recompute = args.checkpoint_activations
+    model.background, model.cnn.recompute = args.background, args.checkpoint_activations
     scaler = torch.amp.GradScaler(where.type, enabled=args.precision == "fp16")
     return Run(model, device.share_gradients(model, where), make_optimizer(model, args), scaler, where, args)
 

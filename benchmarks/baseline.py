@@ -1,8 +1,13 @@
-"""A training step as the first release took it: in-place activations, a transfer per score, an optimiser loop."""
+"""Training as the first release did it: files of float64, in-place activations, a transfer per score."""
 
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
 
 
 class BaselineNetwork(nn.Module):
@@ -41,11 +46,41 @@ class BaselineTraining:
     def step(self, images: Tensor, labels: Tensor) -> None:
         """One step, after which the loss and four counts lie on the host."""
         self.optimizer.zero_grad()
+        self.evaluate(images, labels)
+        self.optimizer.step()
+
+    def evaluate(self, images: Tensor, labels: Tensor) -> None:
+        """Forward and backward pass and the scores, also where only the scores are wanted."""
         logits = self.network(images)
         loss = F.cross_entropy(logits, labels)
         loss.backward()
-        self.optimizer.step()
         predicted, actual = logits.argmax(dim=1) == 1, labels == 1
         cells = (actual & predicted, ~actual & predicted, actual & ~predicted, ~actual & ~predicted)
         for i, value in enumerate([loss, *(cell.sum() for cell in cells)]):
             self.scores[i] += value.item()
+
+
+class BaselineFiles(Dataset):
+    """Images (1, H, W) float32 from compressed npz files of float64 in [0, 1]; labels alternate 1, 0.
+
+    Args:
+        folder: where the files are written. images: (N, H, W) uint8.
+    """
+
+    def __init__(self, folder: Path, images: np.ndarray):
+        self.paths = [folder / f"{i}.npz" for i in range(len(images))]
+        for path, image in zip(self.paths, images, strict=True):
+            np.savez_compressed(path, image / 255)
+
+    def __len__(self):
+        return len(self.paths)
+
+    def __getitem__(self, i):
+        with np.load(self.paths[i]) as archive:
+            return torch.from_numpy(archive["arr_0"]).float()[None], 1 - i % 2
+
+    def batches(self, batch_size: int, workers: int, where: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+        """Batches on the device without end."""
+        while True:
+            for images, labels in DataLoader(self, batch_size, shuffle=True, num_workers=workers):
+                yield images.to(where), labels.to(where)

@@ -1,41 +1,51 @@
-"""Training-step speed of train.py against a baseline that steps as the first release did, on nMNIST canvases.
+"""Training steps of train.py against steps as the first release took them, on nMNIST canvases of the paper's density.
 
-Both take the same batches from memory, in turns. Per row: images/s (median of the rounds) of baseline and ours, their
-ratio, GFLOP of a step per image, MB kept per image for the backward pass, and the share of the machine's float32 matrix
-rate that our step reaches.
+All versions read their images, and take turns of a few steps. Per row: images/s (median of the turns), the ratio to the
+baseline (TF32 off), GFLOP and GB that a step moves per image, the share of the roofline (the least time of every
+operator by the machine's measured matrix and copy rates, over the time of the turns) and the peak memory.
 """
 
-import statistics
+import contextlib
+import io
 import sys
-import time
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import measure
 import numpy as np
 import torch
-from baseline import BaselineNetwork, BaselineTraining
-from torch.utils.flop_counter import FlopCounterMode
+from baseline import BaselineFiles, BaselineNetwork, BaselineTraining
 
 import models
 import train
 import train_mnist
 from common import cli, device
-from data.cluttered_mnist import digits, placements, render
-from data.loaders import EpochBatches, Loaders
+from data.cluttered_mnist import dataset, digits, generate_data
+from data.loaders import EpochBatches, Loaders, make_loaders, shuffles
 
-PIXELS = 32 * 128**2  # of a batch, but at most 32 images
-COLUMNS = """                       |      images/s            |   GFLOP/image     |     MB/image    | matrix
- RF width canvas batch | baseline     ours ratio | baseline     ours |   base     ours |  rate"""
+STEPS = 4  # in a turn
+HEADER = " RF width canvas batch version          | images/s ratio |  GFLOP     GB roofline | peak MB"
+ON_CPU = {"ours": []}
+ON_GPU = {
+    f"ours {precision} {way}": ["--precision", precision, "--background", way]
+    for precision, way in [
+        *[("float32", "dense"), ("float32", "rows"), ("tf32", "dense"), ("tf32", "rows")],
+        ("fp16", "dense"),
+    ]
+}
 
 
 def parse_args(argv=None):
     parser = cli.ArgumentParser(description=__doc__)
     parser.add_argument("-m", "--mnist", default=digits.default_source(), help="folder of MNIST files, or 'digits'")
     parser.add_argument("--fields", nargs="+", default=["9", "33", "177"], help="receptive fields in px")
-    parser.add_argument("--widths", type=int, nargs="+", default=[-2], help="channels times 2^W")
-    parser.add_argument("--canvases", type=cli.positive, nargs="+", default=[64, 128, 256, 512], help="px a side")
-    parser.add_argument("--rounds", type=cli.positive, default=5, help="steps of each version, after one to warm up")
+    parser.add_argument("--widths", type=int, nargs="+", default=[-2, 0], help="channels times 2^W")
+    parser.add_argument("--canvases", type=cli.positive, nargs="+", default=[64, 128, 256, 512, 1024], help="px a side")
+    parser.add_argument("--rounds", type=cli.positive, default=5, help="turns of each version, after one to warm up")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     return parser.parse_args(argv)
 
@@ -43,111 +53,134 @@ def parse_args(argv=None):
 def main(argv=None):
     args = parse_args(argv)
     where = device.select(args.device)
-    bank, rate = digits.load(args.mnist)["train"].images, matrix_rate(where)
-    print(
-        f"{where}, {torch.get_num_threads()} threads, torch {torch.__version__}, {rate / 1e9:.0f} GFLOP/s in matrices"
-    )
-    print(COLUMNS)
-    for field in args.fields:
-        for width in args.widths:
-            for canvas in args.canvases:
-                batch = make_batch(bank, canvas, where)
-                try:
-                    print(row(field, width, batch, args.rounds, where, rate), flush=True)
-                except (MemoryError, RuntimeError) as error:
-                    if not cli.is_out_of_memory(error):
-                        raise
-                    print(f"{field:>3} {width:5} {canvas:6}   out of memory", flush=True)
+    rates = measure.Rates.of(where)
+    print(f"{where}, {torch.get_num_threads()} threads, torch {torch.__version__}")
+    print(f"{rates.matrix / 1e9:.0f} GFLOP/s in float32 matrices, {rates.copy / 1e9:.1f} GB/s in copies\n{HEADER}")
+    for canvas in args.canvases:
+        with tempfile.TemporaryDirectory() as folder:
+            images = Images(Path(folder), canvas, args.mnist, where)
+            for field in args.fields:
+                for width in args.widths:
+                    compare(images, field, width, args.rounds, rates)
 
 
-def make_batch(bank: np.ndarray, canvas: int, where: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Images (B, 1, canvas, canvas) of clutter at the paper's density, and labels (B,)."""
-    rng, n = np.random.default_rng(0), placements.default_clutter(canvas)
-    size = min(32, max(1, PIXELS // canvas**2))
-    layers = [(bank[rng.integers(len(bank), size=n)], *rng.integers(canvas - 28, size=(2, n))) for _ in range(size)]
-    images = np.stack([render.compose(canvas, layer) for layer in layers])
-    return torch.from_numpy(images[:, None]).to(where).float() / 255, torch.arange(size, device=where) % 2
+class Images:
+    """A data set of one canvas size, for the baseline and for train.py, and one batch in memory."""
+
+    def __init__(self, folder: Path, canvas: int, mnist: str, where: torch.device):
+        self.folder, self.where = folder, where
+        generate = ["--canvas", str(canvas), "--format", "none", "--mnist", mnist, "--out", str(folder)]
+        with contextlib.redirect_stdout(io.StringIO()):
+            generate_data.main(generate)
+        self.batch = measure.make_batch(digits.load(mnist)["train"].images, canvas, where)
+        self.batch_size = len(self.batch[0])
+        source = dataset.load_splits(self.train_args())["val"].source
+        self.files = BaselineFiles(folder, np.stack([source.canvas(i) for i in range(2 * self.batch_size)]))
+
+    def train_args(self, *flags: str):
+        """train.py's arguments."""
+        fixed = ["--data_path", self.folder, "--logdir", ".", "--device", self.where, "-b", len(self.batch[0])]
+        return train_mnist.parse_args([*map(str, fixed), *flags])
 
 
-def row(field: str, width: int, batch, rounds: int, where: torch.device, rate: float) -> str:
-    """Measure one configuration."""
-    steps = baseline_step(field, width, batch, where), our_step(field, width, batch)
-    flops = [count_flops(step) for step in steps]
-    kept = [count_kept_bytes(step) for step in steps]
-    seconds = np.array([[timed(step, where) for step in steps] for _ in range(rounds)])
-    images = len(batch[0])
-    speeds = images / np.median(seconds, axis=0)
-    ratio = statistics.median(seconds[:, 0] / seconds[:, 1])
-    gflops, megabytes = (np.array(values) / images / scale for values, scale in ((flops, 1e9), (kept, 1e6)))
-    return (
-        f"{field:>3} {width:5} {batch[0].shape[-1]:6} {images:5} | {speeds[0]:8.1f} {speeds[1]:8.1f} {ratio:5.2f} | "
-        f"{gflops[0]:8.2f} {gflops[1]:8.2f} | {megabytes[0]:7.1f} {megabytes[1]:7.1f} | "
-        f"{gflops[1] * 1e9 * speeds[1] / rate:5.0%}"
-    )
+@dataclass
+class Version:
+    """A way to train: `turn()` takes STEPS steps and reads its images, `step()` takes one on the batch in memory.
+
+    kept: module and optimiser. precision: that of matrix products, which is a switch of the whole process.
+    """
+
+    name: str
+    turn: Callable
+    step: Callable
+    kept: tuple
+    precision: str = "float32"
 
 
-def baseline_step(field: str, width: int, batch, where: torch.device):
-    """A function that takes one step of the baseline."""
-    network = BaselineNetwork(make_network(field, width)).to(where)
+def versions(images: Images, field: str, width: int) -> list[Version]:
+    """The baseline first; which others there are hangs on the device."""
+    on_gpu = images.where.type == "cuda"
+    made = [baseline(images, field, width, precision) for precision in ("float32", *["tf32"] * on_gpu)]
+    return made + [ours(images, field, width, name, flags) for name, flags in (ON_GPU if on_gpu else ON_CPU).items()]
+
+
+def baseline(images: Images, field: str, width: int, precision: str) -> Version:
+    """The first release's way."""
+    network = BaselineNetwork(make_network(field, width)).to(images.where)
     training = BaselineTraining(network)
-    return lambda: training.step(*batch)
+    batches = images.files.batches(images.batch_size, images.train_args().workers, images.where)
+
+    def turn():
+        for _ in range(STEPS):
+            training.step(*next(batches))
+
+    kept = network, training.optimizer
+    return Version(f"baseline {precision}", turn, lambda: training.step(*images.batch), kept, precision)
 
 
-def our_step(field: str, width: int, batch):
-    """A function that takes one step of train.py, by its own loop."""
-    images, labels = batch
-    flags = ["--data_path", ".", "--logdir", ".", "--device", str(images.device)]
-    run = train.start(make_network(field, width), train_mnist.parse_args(flags), images.device)
-    batches = EpochBatches(lambda _: np.arange(len(images)), len(images), len(images))
-    loaders = Loaders([(images, labels)], batches, {}, "")
-    return lambda: train.train_epoch(run, loaders, 0)
+def ours(images: Images, field: str, width: int, name: str, flags: list[str]) -> Version:
+    """train.py's own loop, with these flags."""
+    args = images.train_args(*flags)
+    run = train.start(make_network(field, width), args, images.where)
+    n = STEPS * images.batch_size
+    loaders = make_loaders(dataset.load_splits(args), args, images.where, np.arange(n), shuffles(n, seed=0))
+    one = EpochBatches(lambda _: np.arange(images.batch_size), images.batch_size, images.batch_size)
+    in_memory = Loaders([images.batch], one, {}, "")
+    return Version(
+        name,
+        lambda: train.train_epoch(run, loaders, 0),
+        lambda: train.train_epoch(run, in_memory, 0),
+        (run.model, run.optimizer),
+        args.precision,
+    )
 
 
 def make_network(field: str, width: int):
-    """The network of both versions, with the same weights."""
+    """The network of all versions, with the same weights."""
     device.seed_everything(0)
     return models.build_model(models.ModelConfig(1, models.parse_kernel3(field), width))
 
 
-def count_flops(step) -> int:
-    """Floating-point operations of matrix products and convolutions in one step."""
-    with FlopCounterMode(display=False) as counter:
+def compare(images: Images, field: str, width: int, rounds: int, rates: measure.Rates) -> None:
+    """Print a row per version."""
+    canvas, batch_size = images.batch[0].shape[-1], images.batch_size
+    start = f"{field:>3} {width:5} {canvas:6} {batch_size:5}"
+    try:
+        competing = versions(images, field, width)
+        costs = [cost(version, images, rates) for version in competing]
+        turns = [with_precision(version, version.turn, images.where) for version in competing]
+        seconds = measure.seconds_in_turns(turns, rounds, images.where) / STEPS
+    except (MemoryError, RuntimeError) as error:
+        if not cli.is_out_of_memory(error):
+            raise
+        return print(f"{start} out of memory", flush=True)
+    for version, taken, (line, peak) in zip(competing, seconds.T, costs, strict=True):
+        ratio = np.median(seconds[:, 0] / taken)
+        print(
+            f"{start} {version.name:16} | {batch_size / np.median(taken):8.1f} {ratio:5.2f} | "
+            f"{line.flops / 1e9 / batch_size:6.2f} {line.bytes / 1e9 / batch_size:6.2f} "
+            f"{line.seconds / np.median(taken):8.0%} | {peak / 1e6:7.0f}",
+            flush=True,
+        )
+
+
+def cost(version: Version, images: Images, rates: measure.Rates) -> tuple[measure.Roofline, int]:
+    """What one step costs by the roofline, and its peak memory in bytes."""
+    step = with_precision(version, version.step, images.where)
+    step()  # makes the optimiser's state
+    with measure.Roofline(rates) as line:
         step()
-    return counter.get_total_flops()
+    return line, measure.peak_bytes(step, images.where, *version.kept, *images.batch)
 
 
-def count_kept_bytes(step) -> int:
-    """Bytes of the distinct tensors that autograd keeps for the backward pass of one step."""
-    kept = {}
+def with_precision(version: Version, work: Callable, where: torch.device) -> Callable:
+    """The work, after the process was switched to the version's precision."""
 
-    def keep(tensor):
-        kept[tensor.untyped_storage().data_ptr(), tensor._version] = tensor.untyped_storage().nbytes()
-        return tensor
+    def switched():
+        device.select(str(where), version.precision)
+        work()
 
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        step()
-    return sum(kept.values())
-
-
-def timed(step, where: torch.device) -> float:
-    """Seconds of one step."""
-    synchronize(where)
-    start = time.perf_counter()
-    step()
-    synchronize(where)
-    return time.perf_counter() - start
-
-
-def synchronize(where: torch.device) -> None:
-    """Wait for the device."""
-    if where.type == "cuda":
-        torch.cuda.synchronize(where)
-
-
-def matrix_rate(where: torch.device, side: int = 2048) -> float:
-    """FLOP per second of float32 matrix products on the device, the best of five."""
-    a = torch.rand(side, side, device=where)
-    return 2 * side**3 / min(timed(lambda: a @ a, where) for _ in range(5))
+    return switched
 
 
 if __name__ == "__main__":

@@ -18,10 +18,13 @@ MOST_ACTIVE = 0.6  # share of active cells after the stem above which rows do no
 def logits(model: nn.Module, images: Tensor) -> Tensor | None:
     """Logits (B, 2) of a NeedleClassifier for images (B, in, H, W) whose background is 0.
 
-    None where rows do not apply: little background, batch norm, gradients wanted for the images, reduced precision, or
-    a GPU, on which they have not been measured yet.
+    None where rows do not apply: little background, batch norm, gradients wanted for the images, autocast; and where
+    they are not wished: model.background is "dense", or it is "auto" and on a GPU, where they were not measured yet.
     """
-    if images.device.type != "cpu" or images.requires_grad or torch.is_autocast_enabled("cpu"):
+    where = images.device.type
+    if model.background == "dense" or (model.background == "auto" and where != "cpu"):
+        return None
+    if images.requires_grad or torch.is_autocast_enabled(where):
         return None
     if not isinstance(model.cnn.bn1, nn.InstanceNorm2d) or min(images.shape[-2:]) < MIN_SIDE:
         return None

@@ -11,7 +11,12 @@ ATTENTION_UNITS = 128
 
 
 class NeedleClassifier(nn.Module):
-    """The paper's pipeline (figure 3): images (B, in, H, W) -> logits (B, 2), class 1 = holds the needle."""
+    """The paper's pipeline (figure 3): images (B, in, H, W) -> logits (B, 2), class 1 = holds the needle.
+
+    background: whether black background is computed once, see models.background: "auto", "rows" or "dense".
+    """
+
+    background = "auto"
 
     def __init__(self, extractor: BagNet, pooling: str):
         super().__init__()

@@ -1,0 +1,105 @@
+"""What the benchmarks of training, evaluation and memory share: seconds, peak memory, FLOPs, bytes, the roofline."""
+
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch.distributed._tools.mem_tracker import MemTracker
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
+
+from data.cluttered_mnist import placements, render
+
+PIXELS = 32 * 128**2  # of a batch, but at most 32 images
+
+
+def make_batch(bank: np.ndarray, canvas: int, where: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Images (B, 1, canvas, canvas) of clutter at the paper's density, and labels (B,)."""
+    rng, n = np.random.default_rng(0), placements.default_clutter(canvas)
+    size = min(32, max(1, PIXELS // canvas**2))
+    layers = [(bank[rng.integers(len(bank), size=n)], *rng.integers(canvas - 28, size=(2, n))) for _ in range(size)]
+    images = np.stack([render.compose(canvas, layer) for layer in layers])
+    return torch.from_numpy(images[:, None]).to(where).float() / 255, torch.arange(size, device=where) % 2
+
+
+def seconds_in_turns(works: list, rounds: int, where: torch.device) -> np.ndarray:
+    """Seconds of every work() in every round, (rounds, works), after one call of each that does not count."""
+    for work in works:
+        work()
+    return np.array([[timed(work, where) for work in works] for _ in range(rounds)])
+
+
+def timed(work, where: torch.device) -> float:
+    """Seconds of one call, the device's part included."""
+    _synchronize(where)
+    start = time.perf_counter()
+    work()
+    _synchronize(where)
+    return time.perf_counter() - start
+
+
+def _synchronize(where):
+    if where.type == "cuda":
+        torch.cuda.synchronize(where)
+
+
+@dataclass
+class Rates:
+    """What the device reaches: float32 matrix products in FLOP/s, copies in bytes read and written per second."""
+
+    matrix: float
+    copy: float
+
+    @classmethod
+    def of(cls, where: torch.device) -> "Rates":
+        """Measure them, the best of five each."""
+        a, b = torch.rand(2048, 2048, device=where), torch.rand(2**26, device=where)
+        target = torch.empty_like(b)
+        matrix = 2 * len(a) ** 3 / min(timed(lambda: a @ a, where) for _ in range(5))
+        return cls(matrix, 2 * b.nbytes / min(timed(lambda: target.copy_(b), where) for _ in range(5)))
+
+
+class Roofline(TorchDispatchMode):
+    """Counts what the operators called inside cost if none is fused with another.
+
+    flops: of matrix products and convolutions. bytes: all tensors read and written. seconds: the least time, summed
+    over operators of what limits each, its FLOPs or its bytes.
+    """
+
+    def __init__(self, rates: Rates):
+        super().__init__()
+        self.rates, self.flops, self.bytes, self.seconds = rates, 0, 0, 0.0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if not _is_view(func):
+            count = flop_registry.get(func.overloadpacket)
+            flops = count(*args, **(kwargs or {}), out_val=out) if count else 0
+            moved = sum(t.nbytes for t in tree_leaves((args, kwargs, out)) if isinstance(t, torch.Tensor))
+            self.flops, self.bytes = self.flops + flops, self.bytes + moved
+            self.seconds += max(flops / self.rates.matrix, moved / self.rates.copy)
+        return out
+
+
+def _is_view(func):
+    """Whether an operator's results are its inputs, seen in another way, or memory that nothing was written to."""
+    aliases = [result.alias_info for result in func._schema.returns]
+    return any(a is not None and not a.is_write for a in aliases) or "empty" in func._schema.name
+
+
+def peak_bytes(work, where: torch.device, *kept) -> int:
+    """The most memory that tensors take during work(), the `kept` ones (modules, optimisers, tensors) included.
+
+    A GPU is asked; elsewhere the tensors are counted, without what operators use inside.
+    """
+    if where.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(where)
+        work()
+        return torch.cuda.max_memory_allocated(where)
+    tracker = MemTracker()
+    tracker.track_external(*kept)
+    with tracker:
+        work()
+    return tracker.get_tracker_snapshot("peak")[where]["Total"]
