@@ -2,8 +2,10 @@
 
 import hashlib
 import json
+import os
 import re
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -109,11 +111,11 @@ class MapFolder:
             self.rows = []
 
     def _finished(self, batch_size):
-        """Rows of whole batches; the last line may be cut, and maps may have been published already."""
+        """Rows of whole batches; the last line may be cut, maps may lack content or have been published already."""
         path = self.part / "rows.jsonl"
         lines = path.read_text().splitlines() if path.exists() else []
         rows = [json.loads(line) for line in lines if line.endswith("}")]
-        if not all((self.part / f"{kind}_{row['img']}.npy").exists() for row in rows for kind in ("sal", "pred")):
+        if not all(_is_whole(self.part / f"{kind}_{row['img']}.npy") for row in rows for kind in ("sal", "pred")):
             rows = []
         kept = len(rows) // batch_size * batch_size
         with atomic_open(path, "w") as file:
@@ -123,8 +125,8 @@ class MapFolder:
     def add(self, rows: list[dict], saliency: np.ndarray, local: np.ndarray) -> None:
         """Write the maps of one batch, saliency (B, H, W) and local predictions (B, h, w), and keep its rows."""
         for row, sal, loc in zip(rows, saliency, local, strict=True):
-            write_npy(self.part / f"sal_{row['img']}.npy", sal)
-            write_npy(self.part / f"pred_{row['img']}.npy", loc)
+            write_npy(self.part / f"sal_{row['img']}.npy", sal, sync=False)
+            write_npy(self.part / f"pred_{row['img']}.npy", loc, sync=False)
         with (self.part / "rows.jsonl").open("a") as file:
             file.writelines(f"{json.dumps(row)}\n" for row in rows)
         self.rows += rows
@@ -135,6 +137,7 @@ class MapFolder:
 
     def publish(self) -> None:
         """Move all but the book-keeping to the target, in place of what an earlier run left there."""
+        os.sync()
         write_csv(self.part / "pred.csv", self.rows)
         for path in make_folder(self.target).iterdir():
             if re.fullmatch(r"(sal|pred)_\d+\.npy|overlay_\d+\.png", path.name):
@@ -145,6 +148,14 @@ class MapFolder:
         shutil.rmtree(self.part)
 
 
+def _is_whole(path):
+    """Whether a map has its content; a power cut may leave a file without."""
+    try:
+        return np.load(path, mmap_mode="r").size > 0
+    except (OSError, ValueError):
+        return False
+
+
 def identity(args, data) -> dict:
     """What decides the maps."""
     digest = hashlib.sha256((args.logdir / checkpoint.BEST).read_bytes()).hexdigest()
@@ -153,20 +164,31 @@ def identity(args, data) -> dict:
 
 
 def explain(model, data, maps: MapFolder, where, args, scale: float) -> None:
-    """Write the maps of all images that an interrupted run has not finished."""
+    """Write the maps of all images that an interrupted run has not finished, each batch while the next is computed."""
     for p in model.parameters():
         p.requires_grad_(False)
     loader = loaders.ordered_loader(data, args, where, np.arange(len(maps.rows), len(data)))
-    for images, labels in cli.progress(loader, len(loader), "saliency", "batch"):
-        with device.autocast(where, args.precision):
-            saliency, local, logits = saliency_maps(model, images.to(where) * scale)
-        saliency, local = saliency.float().cpu().numpy(), local.float().cpu().numpy()
-        probabilities = logits.double().softmax(dim=1)[:, 1].tolist()
-        if not np.isfinite(probabilities).all():
-            raise WorkFailed(f"{args.logdir / checkpoint.BEST}: the network's outputs are not finite")
-        batch = zip(labels.tolist(), probabilities, saliency, strict=True)
-        rows = [detection(data, i, *item) for i, item in enumerate(batch, len(maps.rows))]
-        maps.add(rows, saliency, local)
+    with ThreadPoolExecutor(1) as writer:
+        written = None
+        for images, labels in cli.progress(loader, len(loader), "saliency", "batch"):
+            with device.autocast(where, args.precision):
+                results = saliency_maps(model, images.to(where, non_blocking=True) * scale)
+            if written:
+                written.result()
+            written = writer.submit(write_batch, maps, data, labels.tolist(), *results)
+        if written:
+            written.result()
+
+
+def write_batch(maps: MapFolder, data, labels: list[int], saliency, local, logits) -> None:
+    """Add a batch's results, as saliency_maps returns them, to the maps. WorkFailed when they are not finite."""
+    saliency, local = saliency.float().cpu().numpy(), local.float().cpu().numpy()
+    probabilities = logits.double().softmax(dim=1)[:, 1].tolist()
+    if not np.isfinite(probabilities).all():
+        raise WorkFailed(f"{maps.target.parent / checkpoint.BEST}: the network's outputs are not finite")
+    batch = zip(labels, probabilities, saliency, strict=True)
+    rows = [detection(data, i, *item) for i, item in enumerate(batch, len(maps.rows))]
+    maps.add(rows, saliency, local)
 
 
 def detection(data, i, label, prob, saliency) -> dict:

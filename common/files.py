@@ -56,9 +56,9 @@ def write_csv(path: Path, rows: list[dict], columns: Sequence[str] | None = None
         pd.DataFrame(rows, columns=columns).to_csv(file, index=False)
 
 
-def write_npy(path: Path, array: np.ndarray) -> None:
+def write_npy(path: Path, array: np.ndarray, sync: bool = True) -> None:
     """Write an array of numbers atomically."""
-    with atomic_open(path) as file:
+    with atomic_open(path, sync=sync) as file:
         file.write(npy_bytes(array))
 
 
