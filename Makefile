@@ -23,6 +23,9 @@ lint: $(READY)
 bench: $(READY)
 	$(RUN) benchmarks/bench_generator.py
 	$(RUN) benchmarks/bench_extraction.py
+	$(RUN) benchmarks/bench_input.py
+	$(RUN) benchmarks/bench_evaluation.py
+	$(RUN) benchmarks/bench_memory.py
 	$(RUN) benchmarks/bench_training.py
 
 $(READY): requirements.txt

@@ -17,6 +17,8 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from measure import most_resident
+
 import extract_basic_pos_crops as ours
 from common import cli
 from data.camelyon import annotations, crops, extraction, make_slides, slides
@@ -80,8 +82,7 @@ def _measure(extract, job, args, results):
         start = time.perf_counter()
         record = extract(job, Path(folder), args)
         seconds = time.perf_counter() - start
-    status = Path("/proc/self/status").read_text()  # VmHWM: the most memory ever resident, in kB
-    results.put((seconds, int(status.split("VmHWM:")[1].split()[0]) / 1e6, record["lesions"], len(record["rows"])))
+    results.put((seconds, most_resident() / 1e9, record["lesions"], len(record["rows"])))
 
 
 def measure(extract, job: extraction.Job, args) -> tuple[float, float, int, int]:

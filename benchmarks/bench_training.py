@@ -41,12 +41,10 @@ ON_GPU = {
 
 def parse_args(argv=None):
     parser = cli.ArgumentParser(description=__doc__)
-    parser.add_argument("-m", "--mnist", default=digits.default_source(), help="folder of MNIST files, or 'digits'")
     parser.add_argument("--fields", nargs="+", default=["9", "33", "177"], help="receptive fields in px")
     parser.add_argument("--widths", type=int, nargs="+", default=[-2, 0], help="channels times 2^W")
     parser.add_argument("--canvases", type=cli.positive, nargs="+", default=[64, 128, 256, 512, 1024], help="px a side")
-    parser.add_argument("--rounds", type=cli.positive, default=5, help="turns of each version, after one to warm up")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    measure.add_flags(parser)
     return parser.parse_args(argv)
 
 

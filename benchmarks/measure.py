@@ -1,7 +1,9 @@
 """What the benchmarks of training, evaluation and memory share: seconds, peak memory, FLOPs, bytes, the roofline."""
 
+import multiprocessing
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -10,9 +12,17 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from data.cluttered_mnist import placements, render
+from common import cli
+from data.cluttered_mnist import digits, placements, render
 
 PIXELS = 32 * 128**2  # of a batch, but at most 32 images
+
+
+def add_flags(parser) -> None:
+    """Declare `--mnist`, `--rounds` and `--device`."""
+    parser.add_argument("-m", "--mnist", default=digits.default_source(), help="folder of MNIST files, or 'digits'")
+    parser.add_argument("--rounds", type=cli.positive, default=5, help="turns of each version, after one to warm up")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
 
 
 def make_batch(bank: np.ndarray, canvas: int, where: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
@@ -86,7 +96,9 @@ class Roofline(TorchDispatchMode):
 def _is_view(func):
     """Whether an operator's results are its inputs, seen in another way, or memory that nothing was written to."""
     aliases = [result.alias_info for result in func._schema.returns]
-    return any(a is not None and not a.is_write for a in aliases) or "empty" in func._schema.name
+    if any(a is not None and not a.is_write for a in aliases):
+        return True
+    return "empty" in func._schema.name or func is torch.ops.aten._unsafe_view.default
 
 
 def peak_bytes(work, where: torch.device, *kept) -> int:
@@ -103,3 +115,32 @@ def peak_bytes(work, where: torch.device, *kept) -> int:
     with tracker:
         work()
     return tracker.get_tracker_snapshot("peak")[where]["Total"]
+
+
+def free_memory() -> int:
+    """Bytes of main memory that programs could still take."""
+    return int(Path("/proc/meminfo").read_text().split("MemAvailable:")[1].split()[0]) * 1024
+
+
+def most_resident() -> int:
+    """The most bytes of main memory that this process has had."""
+    return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) * 1024
+
+
+def resident_peak(prepare, *args) -> int:
+    """Bytes by which main memory grows while the first of what prepare(*args) returns is called, in a new process."""
+    context = multiprocessing.get_context("spawn")
+    results = context.SimpleQueue()
+    process = context.Process(target=_resident_peak, args=(results, prepare, args))
+    process.start()
+    process.join()
+    if process.exitcode:
+        raise RuntimeError("out of memory")
+    return results.get()
+
+
+def _resident_peak(results, prepare, args):
+    before = most_resident()
+    work, *_kept = prepare(*args)
+    work()
+    results.put(most_resident() - before)

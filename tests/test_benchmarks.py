@@ -10,7 +10,11 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 
 import baseline
+import bench_evaluation
+import bench_input
+import bench_memory
 import bench_training
+import measure
 
 
 @pytest.mark.parametrize("field", ["9", "33", "177"])
@@ -35,11 +39,71 @@ def test_the_baseline_takes_the_same_steps(field):
     assert sum(theirs.scores[1:]) == 8
 
 
-def test_a_table_is_printed(capsys):
+def test_the_baseline_reads_what_was_composed(tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (5, 40, 40), np.uint8)
+    files = baseline.BaselineFiles(tmp_path, images)
+    assert files[3][1] == 0
+    torch.testing.assert_close(files[3][0], torch.from_numpy(images[3:4]) / 255)
+
+
+def test_operators_cost_what_they_read_write_and_compute():
+    a, b = torch.rand(8, 4), torch.rand(4, 2)
+    with measure.Roofline(measure.Rates(matrix=128.0, copy=1000.0)) as line:
+        product = a @ b  # 128 FLOP in a second; 224 + 4 * 16 bytes
+        _ = product.T.flatten()[:2]  # flatten copies 64 bytes to 64
+        product += 1  # reads and writes 64 bytes
+    assert line.flops == 128
+    assert line.bytes == 4 * (32 + 8 + 16) + 128 + 128
+    assert line.seconds == pytest.approx(1 + 0.128 + 0.128)
+
+
+def test_counted_peaks_include_what_is_kept_and_what_is_not():
+    weight = torch.zeros(1000)
+
+    def work():
+        _ = [weight + 1, weight + 2]
+
+    where = torch.device("cpu")
+    layer = torch.nn.Linear(10, 100, bias=False)
+    layer.weight = torch.nn.Parameter(weight)
+    assert measure.peak_bytes(work, where, layer) == 3 * 4000
+
+
+def numbers(line):
+    return [float(cell.rstrip("%")) for cell in line.replace("|", " ").split() if cell[:1].isdigit() or cell[0] == "-"]
+
+
+def test_training_table(capsys):
     flags = "--mnist digits --fields 9 --widths -4 --canvases 40 --rounds 1 --device cpu"
     bench_training.main(flags.split())
+    theirs, ours = map(numbers, capsys.readouterr().out.splitlines()[3:])
+    assert theirs[:4] == ours[:4] == [9, -4, 40, 32]
+    assert theirs[5] == 1
+    assert ours[5] == pytest.approx(ours[4] / theirs[4], rel=0.1)
+
+
+def test_evaluation_table(capsys):
+    flags = "--mnist digits --fields 9 --width -4 --canvases 40 --rounds 1 --device cpu"
+    bench_evaluation.main(flags.split())
+    row = numbers(capsys.readouterr().out.splitlines()[-1])
+    assert row[:4] == [9, -4, 40, 32] and len(row) == 8 and min(row[4:]) > 0
+
+
+def test_input_table(capsys):
+    flags = "--mnist digits --field 9 --width -4 --canvases 40 --sizes 32 --rounds 1 --device cpu"
+    bench_input.main(flags.split())
     lines = capsys.readouterr().out.splitlines()
-    cells = lines[3].replace("|", " ").split()
-    assert len(cells) == 12
-    baseline_speed, speed, ratio = map(float, cells[4:7])
-    assert np.isclose(ratio, speed / baseline_speed, rtol=0.1)
+    row = numbers(lines[2])
+    assert row[0] == 40 and row[5] == pytest.approx(row[2] / row[4], rel=0.1)
+    assert numbers(lines[-1])[0] == 32
+
+
+def test_memory_table_counts_less_when_activations_are_recomputed(capsys, monkeypatch):
+    monkeypatch.setattr(measure, "free_memory", lambda: 0)
+    bench_memory.main(["--field", "9", "--width", "-2", "--canvases", "256", "12000", "--device", "cpu"])
+    small, large = capsys.readouterr().out.splitlines()[3:]
+    kept, recomputed = numbers(small)[1:3]
+    assert recomputed < kept / 2
+    assert small.count("no room") == 2
+    assert "beyond 32-bit indices" not in small
+    assert "beyond 32-bit indices" in large

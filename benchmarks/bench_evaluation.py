@@ -1,0 +1,109 @@
+"""What evaluation and saliency cost above the passes through the network that they need, on nMNIST canvases.
+
+evaluation: `train.evaluate`, images read from the recipe, over bare forward passes on images in memory; beside it an
+evaluation as the first release ran it, forward and backward. saliency: `predict_saliency.explain`, maps and scores
+written to disk, over bare forward and backward passes. Seconds are medians of turns, ratios of seconds.
+"""
+
+import sys
+import tempfile
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import measure
+import numpy as np
+import torch
+from baseline import BaselineNetwork, BaselineTraining
+from bench_training import Images, make_network
+
+import predict_saliency
+import train
+from common import cli, device
+from data import loaders
+from data.cluttered_mnist import dataset
+
+BATCHES = 4
+HEADER = """                       |      evaluation, seconds over a forward pass | saliency, over a
+ RF width canvas batch |    ours  baseline  (forward pass, images/s) | forward and backward"""
+
+
+def parse_args(argv=None):
+    parser = cli.ArgumentParser(description=__doc__)
+    parser.add_argument("--fields", nargs="+", default=["9", "33", "177"], help="receptive fields in px")
+    parser.add_argument("--width", type=int, default=-2, help="channels times 2^W")
+    parser.add_argument("--canvases", type=cli.positive, nargs="+", default=[64, 256, 512], help="px a side")
+    measure.add_flags(parser)
+    return parser.parse_args(argv)
+
+
+def main(argv=None):
+    args = parse_args(argv)
+    where = device.select(args.device)
+    print(f"{where}, {torch.get_num_threads()} threads, torch {torch.__version__}\n{HEADER}")
+    for canvas in args.canvases:
+        with tempfile.TemporaryDirectory() as folder:
+            images = Images(Path(folder), canvas, args.mnist, where)
+            for field in args.fields:
+                row(images, field, args.width, args.rounds)
+
+
+def shorten(images: Images) -> dataset.ClutteredMNIST:
+    """The validation images of BATCHES batches."""
+    table = images.folder / "val.csv"
+    table.write_text("".join(table.read_text().splitlines(keepends=True)[: 1 + BATCHES * images.batch_size]))
+    return dataset.load_splits(images.train_args())["val"]
+
+
+def row(images: Images, field: str, width: int, rounds: int) -> None:
+    """Measure one network and print."""
+    works = [*evaluations(images, field, width), *saliencies(images, field, width)]
+    seconds = measure.seconds_in_turns(works, rounds, images.where)
+    ours, baseline, saliency = (np.median(seconds[:, i] / seconds[:, j]) for i, j in ((1, 0), (2, 0), (4, 3)))
+    speed = BATCHES * images.batch_size / np.median(seconds[:, 0])
+    print(
+        f"{field:>3} {width:5} {images.batch[0].shape[-1]:6} {images.batch_size:5} | "
+        f"{ours:7.2f} {baseline:9.2f} {speed:26.1f} | {saliency:20.2f}",
+        flush=True,
+    )
+
+
+def evaluations(images: Images, field: str, width: int) -> list:
+    """BATCHES bare forward passes, an evaluation, the baseline's."""
+    model = make_network(field, width).to(images.where).eval()
+    args, training = images.train_args(), BaselineTraining(BaselineNetwork(model))
+    loader = loaders.ordered_loader(shorten(images), args, images.where)
+    batches = images.files.batches(images.batch_size, args.workers, images.where)
+
+    @torch.inference_mode()
+    def forward():
+        for _ in range(BATCHES):
+            model(images.batch[0])
+
+    def baseline():
+        for _ in range(BATCHES):
+            training.evaluate(*next(batches))
+
+    return [forward, lambda: train.evaluate(model, loader, images.where), baseline]
+
+
+def saliencies(images: Images, field: str, width: int) -> list:
+    """BATCHES bare forward and backward passes to the images, and the same with everything that is written."""
+    model, data, args = make_network(field, width).to(images.where).eval(), shorten(images), images.train_args()
+    model.requires_grad_(False)
+
+    def bare():
+        for _ in range(BATCHES):
+            pixels = images.batch[0].clone().requires_grad_()
+            model.image_logits(model.cnn(pixels))[:, 1].sum().backward()
+
+    def explain():
+        with tempfile.TemporaryDirectory() as folder:
+            maps = predict_saliency.MapFolder(Path(folder), {}, images.batch_size)
+            predict_saliency.explain(model, data, maps, images.where, args, 1.0)
+
+    return [bare, explain]
+
+
+if __name__ == "__main__":
+    cli.run(main)
