@@ -21,25 +21,30 @@ def logits(model: nn.Module, images: Tensor) -> Tensor | None:
     None where rows do not apply: little background, batch norm, gradients wanted for the images, autocast; and where
     they are not wished: model.background is "dense", or it is "auto" and on a GPU, where they were not measured yet.
     """
-    where = images.device.type
-    if model.background == "dense" or (model.background == "auto" and where != "cpu"):
+    if images.requires_grad or not applies(model, images):
         return None
-    if images.requires_grad or torch.is_autocast_enabled(where):
-        return None
-    if not isinstance(model.cnn.bn1, nn.InstanceNorm2d) or min(images.shape[-2:]) < MIN_SIDE:
-        return None
-    level = Level(_reached(images.ne(0).any(dim=1), kernel=3))
+    level = Level(reached(images.ne(0).any(dim=1), kernel=3))
     if level.rows > MOST_ACTIVE * level.cells:
         return None
-    x = model.cnn.run(_stem, model.cnn, images, level)  # (B, R, C)
+    x = model.cnn.run(stem, model.cnn, patches(images, level), level)  # (B, R, C)
     for block in model.cnn.blocks():
         above = _level_above(block, level)
-        x, level = model.cnn.run(_bottleneck, block, x, level, above), above
-    return model.mlp(_pool(model, x, level.weight.to(x.dtype)))
+        x, level = model.cnn.run(bottleneck, block, x, level, above), above
+    return model.mlp(pool(model, x, level.weight.to(x.dtype)))
 
 
-def _stem(cnn, images, level):
-    return _norm(F.linear(_patches(images, level), _merged_stem(cnn)), level, cnn.bn1)
+def applies(model: nn.Module, images: Tensor) -> bool:
+    """Whether network, size, device and arithmetic admit rows and model.background wishes them."""
+    where = images.device.type
+    if model.background == "dense" or (model.background == "auto" and where != "cpu"):
+        return False
+    large = min(images.shape[-2:]) >= MIN_SIDE
+    return large and isinstance(model.cnn.bn1, nn.InstanceNorm2d) and not torch.is_autocast_enabled(where)
+
+
+def stem(cnn, pixels, level):
+    """Rows (B, R, C) after the stem, from the pixels under its kernel (B, R, in * 9)."""
+    return _norm(F.linear(pixels, _merged_stem(cnn)), level, cnn.bn1)
 
 
 def _merged_stem(cnn):
@@ -47,7 +52,7 @@ def _merged_stem(cnn):
     return torch.einsum("omij,mn->onij", cnn.conv2.weight, cnn.conv1.weight[:, :, 0, 0]).flatten(1)
 
 
-def _patches(images, level):
+def patches(images, level):
     """The pixels under the stem's kernel at every row, (B, R, in * 9)."""
     width, steps = images.shape[3], torch.arange(3, device=images.device)
     corner = level.place // (width - 2) * width + level.place % (width - 2)  # (B, R)
@@ -58,11 +63,17 @@ def _patches(images, level):
 
 def _level_above(block, level):
     """The level of a bottleneck's output."""
+    active = reached_above(block, level.active)
+    return level if active is level.active else Level(active)
+
+
+def reached_above(block, active: Tensor) -> Tensor:
+    """Active cells (B, h', w') of a bottleneck's output, from those of its input (B, h, w)."""
     kernel, stride = block.conv2.kernel_size[0], block.conv2.stride[0]
-    return level if kernel == stride == 1 else Level(_reached(level.active, kernel, stride, kernel // 2))
+    return active if kernel == stride == 1 else reached(active, kernel, stride, kernel // 2)
 
 
-def _bottleneck(block, x, level, above):
+def bottleneck(block, x, level, above):
     """models.bagnet.Bottleneck on rows: (B, R, C) of a level -> (B, R', C') of the level above."""
     kernel, stride = block.conv2.kernel_size[0], block.conv2.stride[0]
     shortcut = x if above is level else level.every(stride, x, above)
@@ -89,7 +100,7 @@ def _norm(x, level, norm, residual=None, relu=True):
     return _WeightedNorm.apply(x, level.weight, level.cells, norm.weight, norm.bias, norm.eps, residual, relu)
 
 
-def _pool(model, x, weight):
+def pool(model, x, weight):
     """Global pooling (B, R, C) -> (B, C), rows counted by their weight (B, R)."""
     if model.pooling == "max":
         return x.masked_fill(weight[:, :, None] == 0, -torch.inf).max(dim=1).values
@@ -102,32 +113,34 @@ def _pool(model, x, weight):
     return torch.einsum("br,brc->bc", scores.softmax(dim=1), x)
 
 
-def _reached(active: Tensor, kernel: int, stride: int = 1, padding: int = 0) -> Tensor:
+def reached(active: Tensor, kernel: int, stride: int = 1, padding: int = 0) -> Tensor:
     """Cells (B, h', w') of a convolution's output that see an active cell (B, h, w) or the border."""
     edged = F.pad(active, (padding,) * 4, value=True).to(torch.float32)
     return F.max_pool2d(edged[:, None], kernel, stride)[:, 0] > 0
 
 
 class Level:
-    """One feature map's cells and rows.
+    """One feature map's cells and rows: first those of the background, period x period of them, then the active cells'.
 
-    active (B, h, w): which cells have a row of their own. lookup (B, h * w): the row of each cell, 0 = background.
-    place (B, R): the cell of each row; of row 0 and of rows of weight 0, one background cell where there is any.
-    weight (B, R): the cells that a row stands for.
+    Background cells (y, x) of equal y % period and x % period share a row; in training, all share one.
+
+    active (B, h, w): which cells have a row of their own. lookup (B, h * w): the row of each cell.
+    place (B, R): a cell of each row. weight (B, R): the cells that a row stands for; 0 in rows that fill up.
     """
 
-    def __init__(self, active: Tensor):
-        flat = active.flatten(1)
-        self.cells = flat.shape[1]
-        count = flat.sum(dim=1)
-        self.active, self.lookup = active, flat.cumsum(dim=1) * flat
-        self.rows = int(count.max()) + 1
-        numbers = torch.arange(self.rows, device=active.device)
-        self.weight = (numbers <= count[:, None]).to(torch.get_default_dtype())
-        self.weight[:, 0] = self.cells - count
-        self.place = flat.int().argmin(dim=1, keepdim=True).repeat(1, self.rows)
-        image, cell = flat.nonzero(as_tuple=True)
-        self.place[image, self.lookup[image, cell]] = cell
+    def __init__(self, active: Tensor, period: int = 1):
+        flat, where = active.flatten(1), active.device
+        height, width = active.shape[1:]
+        y, x = torch.arange(height, device=where) % period, torch.arange(width, device=where) % period
+        self.background = period**2  # rows
+        self.active, self.cells = active, flat.shape[1]
+        self.lookup = torch.where(flat, flat.cumsum(dim=1) + (self.background - 1), (y[:, None] * period + x).flatten())
+        self.rows = self.background + int(flat.sum(dim=1).max())
+        ones = torch.ones_like(self.lookup)
+        count = ones.new_zeros(len(flat), self.rows).scatter_add_(1, self.lookup, ones)
+        self.weight = count.to(torch.get_default_dtype())
+        cells = torch.arange(self.cells, device=where).expand_as(flat)
+        self.place = self.lookup.new_zeros(len(flat), self.rows).scatter_(1, self.lookup, cells)
 
     def to_grid(self, x: Tensor) -> Tensor:
         """(B, R, C) -> (B, C, h, w) in channels-last memory."""
