@@ -55,6 +55,7 @@ def main(argv=None):
     model, scale = load_model(args)
     model.to(where).eval()
     data = DATA[args.datatype].load_splits(args, [args.split])[args.split]
+    loaders.verify(args, *([args.data_path] if args.datatype == "mnist" else [args.pos_path, args.neg_path]))
     maps = MapFolder(make_folder(args.logdir), identity(args, data), args.batch_size)
     explain(model, data, maps, where, args, scale)
     draw_pictures(data, maps, args.overlays)

@@ -43,9 +43,13 @@ def atomic_open(path: Path, mode: str = "wb", sync: bool = True, keep: Path | No
 
 def write_json(path: Path, content: dict) -> None:
     """Write a JSON object atomically; paths are written as text."""
-    with atomic_open(path, "w") as file:
-        json.dump(content, file, indent=1, default=str)
-        file.write("\n")
+    with atomic_open(path) as file:
+        file.write(json_bytes(content))
+
+
+def json_bytes(content: dict) -> bytes:
+    """What `write_json` writes."""
+    return (json.dumps(content, indent=1, default=str) + "\n").encode()
 
 
 def write_csv(path: Path, rows: list[dict], columns: Sequence[str] | None = None) -> None:

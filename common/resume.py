@@ -11,7 +11,8 @@ from common.cli import BadInput, WorkFailed
 
 NEUTRAL_FLAGS = {  # flags that change no weight: a run may be resumed with others
     *("epochs", "device", "deterministic", "workers", "test_all", "grad_variance", "batch_size", "delayed_step"),
-    *("source", "background", "network_k", "num_classes", "checkpoint_activations", "checkpoint_minutes", "signal"),
+    *("source", "background", "network_k", "num_classes", "checkpoint_activations", "checkpoint_minutes"),
+    *("signal", "verify"),
 }
 NOTHING, DUE = -1, 0  # wishes between two steps; above is the number of a signal
 

@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 from common import cli
 from common.cli import BadInput
 from common.files import read_json
+from common.manifest import Manifest
 from data.cluttered_mnist import folder, render
 from data.cluttered_mnist.device_render import DeviceRenderer, RenderedBatches
 from data.cluttered_mnist.digits import SIDE
@@ -46,10 +47,11 @@ def load_splits(args, names: Sequence[str] = folder.SPLITS) -> dict[str, "Clutte
     path = args.data_path
     if path is None:
         raise BadInput("--data_path: missing, expected a folder written by generate_data.py")
-    settings = _read_settings(path / "args.json")
+    manifest = Manifest(path)
+    settings = _read_settings(path / "args.json", manifest)
     splits = {}
     for split in names:
-        table = _read_csv(path / f"{split}.csv", unfinished=bool(settings))
+        table = _read_csv(path / f"{split}.csv", manifest, unfinished=bool(settings))
         source, rows = _open_source(path, split, settings, table.img_path.tolist(), args.source)
         splits[split] = ClutteredMNIST(source, rows, table, SIDE * settings.get("scale", 1), args.data_scaling)
     return splits
@@ -134,15 +136,20 @@ class Files:
         missing = [file for file in self.paths if file.name not in beside and not file.is_file()]
         if missing:
             raise BadInput(f"{missing[0]}: no such file ({len(missing)} of {len(names)} canvases are missing)")
-        self.origin = origin
-        self.shape = folder.load_npz(self.paths[0]).shape
+        self.origin, self.manifest = origin, Manifest(path)
+        self.shape = self._load(0).shape
 
     def canvas(self, i: int) -> np.ndarray:
         """Image i, (H, W) uint8 or float; BadInput names a damaged file."""
-        canvas = folder.load_npz(self.paths[i])
+        canvas = self._load(i)
         if canvas.shape != self.shape:
             raise BadInput(f"{self.paths[i]}: shape {canvas.shape}, the first canvas has {self.shape}")
         return canvas
+
+    def _load(self, i):
+        if self.paths[i].parent == self.manifest.folder:
+            self.manifest.check(self.paths[i].name)
+        return folder.load_npz(self.paths[i])
 
     def digest(self) -> bytes:
         """Digest of the origin, or of the first and last canvas."""
@@ -151,8 +158,9 @@ class Files:
         return hashlib.sha256(self.canvas(0).tobytes() + self.canvas(-1).tobytes()).digest()
 
 
-def _read_settings(path):
+def _read_settings(path, manifest):
     """Settings of our generators by name; {} where there are none or they are another program's."""
+    manifest.check(path.name)
     settings = read_json(path) if path.exists() else {}
     needed = NUMBERS.get(str(settings.get("generator")), {})
     for name, low in needed.items():
@@ -180,13 +188,14 @@ def _open_source(path, split, settings, names, wanted):
     return Files(path, names, origin), np.arange(len(names))
 
 
-def _read_csv(path, unfinished):
+def _read_csv(path, manifest, unfinished):
     """Table with columns img_path, label (0 or 1), needle_y and needle_x (NaN where unknown)."""
     import pandas as pd
 
     if not path.is_file():
         hint = "unfinished, give the generate command again" if unfinished else "expected a folder written by"
         raise BadInput(f"{path.parent}: no {path.name}: {hint}{'' if unfinished else ' generate_data.py'}")
+    manifest.check(path.name)
     try:
         table = pd.read_csv(path, dtype=str)
     except (ValueError, UnicodeDecodeError) as error:
