@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 import models
-from common import checkpoint, cli, device, metrics, pictures, runlog
+from common import checkpoint, cli, device, lock, metrics, pictures, runlog
 from common.cli import BadInput, WorkFailed
 from common.files import atomic_open, make_folder, read_json, write_csv, write_json, write_npy
 from data import loaders
@@ -56,11 +56,12 @@ def main(argv=None):
     model.to(where).eval()
     data = DATA[args.datatype].load_splits(args, [args.split])[args.split]
     loaders.verify(args, *([args.data_path] if args.datatype == "mnist" else [args.pos_path, args.neg_path]))
-    maps = MapFolder(make_folder(args.logdir), identity(args, data), args.batch_size)
-    explain(model, data, maps, where, args, scale)
-    draw_pictures(data, maps, args.overlays)
-    report(maps, data, args.split)
-    maps.publish()
+    with lock.held(args.logdir, "--logdir", ".saliency.lock"):
+        maps = MapFolder(args.logdir, identity(args, data), args.batch_size)
+        explain(model, data, maps, where, args, scale)
+        draw_pictures(data, maps, args.overlays)
+        report(maps, data, args.split)
+        maps.publish()
     print(f"maps, overlays, pred.csv and contact_sheet.png in {maps.target}")
 
 

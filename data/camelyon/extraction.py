@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from common import cli, manifest, parallel
+from common import cli, lock, manifest, parallel
 from common.cli import BadInput
 from common.files import atomic_open, make_folder, npy_bytes, read_json, write_json
 from data.camelyon.report import one_line
@@ -96,6 +96,12 @@ def run(
     Returns: (the records of the finished slides by name, one line per slide that failed). BadInput when the folder
     was made with other settings.
     """
+    _check_settings(folder, settings)
+    with lock.held(folder, "--save_dir"):
+        return _run(jobs, extract, draw, folder, settings, args)
+
+
+def _run(jobs, extract, draw, folder, settings, args):
     todo, absent = plan(jobs, folder, settings, args)
     _open_folder(folder, settings)
     if todo:

@@ -28,7 +28,6 @@ def claim(out: Path, settings: dict) -> None:
 
     Errors: BadInput names the flags in which what is there differs.
     """
-    make_folder(out)
     path, listed = out / "args.json", _listed(out).get("args.json")
     if listed == manifest.checksums(json_bytes(settings)):
         if not path.exists() or manifest.file_checksums(path) != listed:  # damaged
