@@ -115,9 +115,13 @@ class MapFolder:
     def _finished(self, batch_size):
         """Rows of whole batches; the last line may be cut, maps may lack content or have been published already."""
         path = self.part / "rows.jsonl"
-        lines = path.read_text().splitlines() if path.exists() else []
-        rows = [json.loads(line) for line in lines if line.endswith("}")]
-        if not all(_is_whole(self.part / f"{kind}_{row['img']}.npy") for row in rows for kind in ("sal", "pred")):
+        lines = path.read_text(errors="replace").splitlines() if path.exists() else []
+        try:
+            rows = [json.loads(line) for line in lines if line.endswith("}")]
+        except (ValueError, RecursionError):
+            rows = [{}]
+        files = [self.part / f"{kind}_{i}.npy" for i in range(len(rows)) for kind in ("sal", "pred")]
+        if not all(_is_row(row, i) for i, row in enumerate(rows)) or not all(map(_is_whole, files)):
             rows = []
         kept = len(rows) // batch_size * batch_size
         with atomic_open(path, "w") as file:
@@ -150,11 +154,17 @@ class MapFolder:
         shutil.rmtree(self.part)
 
 
+def _is_row(row, i):
+    """Whether this is image i's row of an interrupted run, and nothing that names another file."""
+    numbers = ("label", "pred", "prob", "peak_y", "peak_x", "confidence")
+    return row.get("img") == i and "hit" in row and all(isinstance(row.get(name), (int, float)) for name in numbers)
+
+
 def _is_whole(path):
     """Whether a map has its content; a power cut may leave a file without."""
     try:
-        return np.load(path, mmap_mode="r").size > 0
-    except (OSError, ValueError):
+        return np.load(path, mmap_mode="r").ndim == 2
+    except Exception:  # damaged headers fail in many ways
         return False
 
 

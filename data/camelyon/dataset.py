@@ -154,13 +154,12 @@ def _seg_path(path: Path) -> Path:
 def _load(path, shape):
     """The uint8 array of this shape that a file holds. BadInput when it does not."""
     try:
-        with path.open("rb") as file:
-            array = np.lib.format.read_array(file, allow_pickle=False)
-    except (OSError, ValueError) as error:
+        array = np.lib.format.open_memmap(path, mode="r")  # no more than the file holds
+    except Exception as error:  # damaged headers fail in many ways
         raise _damaged(path, error) from None
     if array.dtype != np.uint8 or array.shape != shape:
         raise BadInput(f"{path}: expected a uint8 array of shape {shape}, found {array.dtype} {array.shape}")
-    return array
+    return np.array(array)
 
 
 def _damaged(path, error):
@@ -175,9 +174,9 @@ def _common_size(files):
         try:
             length = path.stat().st_size
             shape = None if length in known else np.lib.format.open_memmap(path, mode="r").shape
-        except (OSError, ValueError) as error:
+        except Exception as error:  # damaged headers fail in many ways
             raise _damaged(path, error) from None
-        size = shape[0] if size is None else size
+        size = (*shape, 0)[0] if size is None else size
         if shape not in (None, (size, size, 3)):
             raise BadInput(f"{path}: expected a crop of shape {(size, size, 3)} like the others, found {shape}")
         known.add(length)

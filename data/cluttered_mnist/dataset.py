@@ -19,9 +19,15 @@ from data.cluttered_mnist.device_render import DeviceRenderer, RenderedBatches
 from data.cluttered_mnist.digits import SIDE
 from data.cluttered_mnist.recipe import Noise, Recipe
 
-NUMBERS = {  # in args.json, by generator: the least value, int where a whole number is expected
-    "nmnist": {"canvas": SIDE + 1, "patch-size": 0, "scale": 1e-3},
-    "noise": {"canvas": 1, "seed": 0, "num_train": 1, "num_val": 1, "num_test": 1},
+NUMBERS = {  # in args.json, by generator: least and largest value, int where a whole number is expected
+    "nmnist": {
+        **{"canvas": (SIDE + 1, render.MAX_SIDE), "patch-size": (0, render.MAX_SIDE)},
+        "scale": (1e-3, float(render.MAX_SIDE)),
+    },
+    "noise": {
+        **{"canvas": (1, render.MAX_SIDE), "seed": (0, 2**64)},
+        **{f"num_{split}": (1, 2**32) for split in folder.SPLITS},
+    },
 }
 
 
@@ -137,19 +143,14 @@ class Files:
         if missing:
             raise BadInput(f"{missing[0]}: no such file ({len(missing)} of {len(names)} canvases are missing)")
         self.origin, self.manifest = origin, Manifest(path)
-        self.shape = self._load(0).shape
+        self.shape = None
+        self.shape = self.canvas(0).shape
 
     def canvas(self, i: int) -> np.ndarray:
         """Image i, (H, W) uint8 or float; BadInput names a damaged file."""
-        canvas = self._load(i)
-        if canvas.shape != self.shape:
-            raise BadInput(f"{self.paths[i]}: shape {canvas.shape}, the first canvas has {self.shape}")
-        return canvas
-
-    def _load(self, i):
         if self.paths[i].parent == self.manifest.folder:
             self.manifest.check(self.paths[i].name)
-        return folder.load_npz(self.paths[i])
+        return folder.load_npz(self.paths[i], self.shape)
 
     def digest(self) -> bytes:
         """Digest of the origin, or of the first and last canvas."""
@@ -163,10 +164,12 @@ def _read_settings(path, manifest):
     manifest.check(path.name)
     settings = read_json(path) if path.exists() else {}
     needed = NUMBERS.get(str(settings.get("generator")), {})
-    for name, low in needed.items():
+    for name, (low, high) in needed.items():
         value = settings.get(name)
-        if isinstance(value, bool) or not isinstance(value, type(low) | int) or value < low:
-            raise BadInput(f"{path}: {name} is {value!r}, expected a number of {low} or more")
+        if isinstance(value, bool) or not isinstance(value, type(low) | int) or not low <= value <= high:
+            raise BadInput(f"{path}: {name} is {value!r}, expected a number of {low} or more, up to {high}")
+    if settings.get("generator") == "nmnist":
+        render.zoomed_side(settings["canvas"], settings["scale"], f"{path}: scale")
     return settings if needed else {}
 
 
@@ -178,7 +181,7 @@ def _open_source(path, split, settings, names, wanted):
     elif settings and (path / "recipe").exists():
         with contextlib.suppress(BadInput) if wanted == "files" else contextlib.nullcontext():
             origin = Recipe(path, split, settings)
-    matches = [re.fullmatch(rf"{split}_(\d+)\.npz", _base_name(name)) for name in names]
+    matches = [re.fullmatch(rf"{split}_([0-9]{{1,9}})\.npz", _base_name(name)) for name in names]
     if origin is not None and None not in matches:
         numbers = np.array([int(match[1]) for match in matches])
         if wanted != "files" and numbers.max() < len(origin):
@@ -198,8 +201,8 @@ def _read_csv(path, manifest, unfinished):
     manifest.check(path.name)
     try:
         table = pd.read_csv(path, dtype=str)
-    except (ValueError, UnicodeDecodeError) as error:
-        raise BadInput(f"{path}: not a CSV ({str(error).splitlines()[0]})") from None
+    except ValueError as error:
+        raise BadInput(f"{path}: not a CSV ({error})") from None
     if not {"img_path", "label"} <= set(table.columns) or table.empty:
         raise BadInput(f"{path}: expected rows of img_path,label, found {len(table)} of {','.join(table.columns)}")
     table = table.reindex(columns=["img_path", "label", "needle_y", "needle_x"])

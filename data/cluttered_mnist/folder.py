@@ -6,6 +6,7 @@ the time or the place.
 """
 
 import functools
+import math
 import os
 import shlex
 import shutil
@@ -20,6 +21,7 @@ from common.files import atomic_open, json_bytes, make_folder, npy_bytes, read_j
 from common.manifest import Manifest
 
 SPLITS = ("train", "val", "test")
+MAX_BYTES = 2**29  # of a canvas: 16,384 px a side as uint8 have half of that, 8,192 px as float64 all
 CHUNK = 32  # canvases a worker writes between two reports
 
 
@@ -162,16 +164,33 @@ def save_npz(path: Path, arrays: tuple) -> None:
             archive.writestr(member, npy_bytes(array), kind, compresslevel=1)
 
 
-def load_npz(path: Path) -> np.ndarray:
-    """Read arr_0 (H, W), never unpickling anything; BadInput names a file that is missing or damaged."""
+def load_npz(path: Path, shape: tuple | None = None) -> np.ndarray:
+    """Read arr_0 (H, W), of the given shape if any, never unpickling anything.
+
+    BadInput names a file that is missing, damaged or of another shape, before what it claims to hold is unpacked.
+    """
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            canvas = archive["arr_0"]
-    except MemoryError:
+        with zipfile.ZipFile(path) as archive:
+            with archive.open("arr_0.npy") as member:
+                _check_header(path, member, archive.getinfo("arr_0.npy").file_size, shape)
+            with archive.open("arr_0.npy") as member:
+                return np.lib.format.read_array(member, allow_pickle=False)
+    except (BadInput, MemoryError):
         raise
     except Exception as error:  # damaged archives fail in many ways
         reason = getattr(error, "strerror", None) or "damaged, expected a canvas written by generate_data.py"
         raise BadInput(f"{path}: {reason}") from None
-    if canvas.ndim != 2 or canvas.dtype.kind not in "uf":
-        raise BadInput(f"{path}: {canvas.dtype} array of shape {canvas.shape}, expected a canvas (H, W)")
-    return canvas
+
+
+def _check_header(path, member, size, wanted):
+    """BadInput when an array is no canvas, is not of the wanted shape or has another size than its shape says."""
+    version = np.lib.format.read_magic(member)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, _, dtype = read(member)
+    pixels = math.prod(shape)
+    if len(shape) != 2 or dtype.kind not in "uf" or not 0 < pixels * dtype.itemsize <= MAX_BYTES:
+        raise BadInput(f"{path}: {dtype} array of shape {shape}, expected a canvas (H, W) of up to {MAX_BYTES} bytes")
+    if wanted and shape != wanted:
+        raise BadInput(f"{path}: shape {shape}, the first canvas has {wanted}")
+    if member.tell() + pixels * dtype.itemsize != size:
+        raise ValueError

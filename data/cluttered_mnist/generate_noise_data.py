@@ -11,6 +11,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from common import cli, lock
+from common.cli import BadInput
 from data.cluttered_mnist import folder, recipe
 
 PAIRS = {"train": 11276, "val": 500, "test": 500}
@@ -32,6 +33,8 @@ def parse_args(argv=None):
 
 def main(argv=None):
     args = parse_args(argv)
+    if 4 * args.canvas**2 > folder.MAX_BYTES:
+        raise BadInput(f"--canvas {args.canvas}: an image would have more than {folder.MAX_BYTES} bytes")
     names = ["canvas", *(f"num_{split}" for split in PAIRS), "seed", "format"]
     settings = {"generator": "noise"} | {name: getattr(args, name) for name in names}
     if args.format == "npz":

@@ -38,12 +38,20 @@ class Recipe:
         self.folder, self.split = Path(folder) / "recipe", split
         self.canvas_side, self.patch_size, self.scale = (settings[name] for name in ("canvas", "patch-size", "scale"))
         self.manifest, self._files = Manifest(folder), {}
-        shapes = {name: self.part(name).shape for name in PARTS}
-        offsets = self.part("offsets")
-        fits = [len(shape) for shape in shapes.values()] == [3, 3, 2, 1, 2]
-        fits = fits and len(offsets) == len(self) + 1 and offsets[0] == 0 and offsets[-1] == shapes["clutter"][0]
-        if not fits:
+        if not self._fits():
+            shapes = {name: self.part(name).shape for name in PARTS}
             raise BadInput(f"{self.folder}: the files of {split} do not belong together: {shapes}")
+
+    def _fits(self):
+        """Whether the parts have the shapes and kinds of numbers of one recipe."""
+        pool, needles, clutter, offsets, needle = map(self.part, PARTS)
+        squares = all(part.ndim == 3 and 0 < part.shape[1] == part.shape[2] for part in (pool, needles))
+        tables = all(part.ndim == 2 and part.shape[1] == 3 for part in (clutter, needle)) and offsets.ndim == 1
+        kinds = [part.dtype.kind for part in (pool, needles, clutter, offsets, needle)] == list("uuuii")
+        if not (squares and tables and kinds and pool.itemsize == needles.itemsize == 1):
+            return False
+        ends = len(offsets) == len(needle) + 1 and offsets[0] == 0 and offsets[-1] == len(clutter)
+        return ends and bool((np.diff(offsets) >= 0).all())
 
     def __getstate__(self):
         return self.__dict__ | {"_files": {}}
@@ -58,7 +66,7 @@ class Recipe:
             path = self.folder / self._file(name)
             try:
                 array = np.asarray(np.lib.format.open_memmap(path, mode="r"))
-            except (OSError, ValueError):
+            except Exception:  # damaged headers fail in many ways
                 raise BadInput(f"{path}: missing or damaged, expected a recipe written by generate_data.py") from None
             self.manifest.check(f"recipe/{path.name}", 0, 1 if name == "clutter" else None)
             self._files[key] = array

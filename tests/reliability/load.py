@@ -6,6 +6,7 @@ import itertools
 import os
 import shutil
 import signal
+import statistics
 import threading
 import time
 from dataclasses import dataclass
@@ -52,18 +53,18 @@ def _resident(pid):
 def report(phase: str, samples: list[Sample]) -> None:
     """Print a line on a phase after its warm-up. AssertionError when something grew.
 
-    Compared is the end, the largest of the last fifth, with the beginning, the largest of the first fifth: in between
-    memory goes up and down with the work.
+    Compared is the last fifth with the first, of memory the most, of files and children, which come and go, the median.
     """
     steady = samples[int(len(samples) * WARM_UP) :]
     fifth = max(1, len(steady) // 5)
     parts = steady[:fifth], steady[-fifth:]
-    first, last = ([max(getattr(s, name) for s in part) for name in vars(steady[0])] for part in parts)
+    kinds = {"own": max, "children": max, "files": statistics.median, "processes": statistics.median}
+    first, last = ([kind(getattr(s, name) for s in part) for name, kind in kinds.items()] for part in parts)
     growth = [b / a - 1 if a else 0.0 for a, b in zip(first, last, strict=True)]
     print(
         f"{phase}: {len(samples)} samples; resident {first[0] / 1e6:.0f} -> {last[0] / 1e6:.0f} MB ({growth[0]:+.1%}), "
         f"children {first[1] / 1e6:.0f} -> {last[1] / 1e6:.0f} MB ({growth[1]:+.1%}), "
-        f"open files {first[2]} -> {last[2]}, children {first[3]} -> {last[3]}",
+        f"open files {first[2]:g} -> {last[2]:g}, children {first[3]:g} -> {last[3]:g}",
         flush=True,
     )
     assert growth[0] <= TOLERANCE and growth[1] <= TOLERANCE and last[2] <= first[2] and last[3] <= first[3], phase
