@@ -5,7 +5,7 @@ RUN := $(VENV)/bin/python
 READY := $(VENV)/ready
 export GOMP_SPINCOUNT ?= 10000  # see common/__init__.py; the tests import torch first
 
-.PHONY: demo demo-camelyon test lint bench clean
+.PHONY: demo demo-camelyon test torture lint bench clean
 
 demo: $(READY)
 	$(RUN) experiments/demo.py mnist
@@ -15,6 +15,11 @@ demo-camelyon: $(READY)
 
 test: $(READY)
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n 2 --dist loadfile
+
+torture: $(READY)  # an hour and a half
+	FUZZ_EXAMPLES=60 OMP_NUM_THREADS=1 $(RUN) -m pytest -q -s tests/reliability
+	OMP_NUM_THREADS=1 $(RUN) tests/reliability/torture.py kills
+	OMP_NUM_THREADS=1 $(RUN) tests/reliability/torture.py load
 
 lint: $(READY)
 	$(RUN) -m ruff check .

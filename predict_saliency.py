@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 import models
-from common import checkpoint, cli, device, metrics, pictures, runlog
+from common import checkpoint, cli, device, lock, metrics, pictures, runlog
 from common.cli import BadInput, WorkFailed
 from common.files import atomic_open, make_folder, read_json, write_csv, write_json, write_npy
 from data import loaders
@@ -55,11 +55,13 @@ def main(argv=None):
     model, scale = load_model(args)
     model.to(where).eval()
     data = DATA[args.datatype].load_splits(args, [args.split])[args.split]
-    maps = MapFolder(make_folder(args.logdir), identity(args, data), args.batch_size)
-    explain(model, data, maps, where, args, scale)
-    draw_pictures(data, maps, args.overlays)
-    report(maps, data, args.split)
-    maps.publish()
+    loaders.verify(args, *([args.data_path] if args.datatype == "mnist" else [args.pos_path, args.neg_path]))
+    with lock.held(args.logdir, "--logdir", ".saliency.lock"):
+        maps = MapFolder(args.logdir, identity(args, data), args.batch_size)
+        explain(model, data, maps, where, args, scale)
+        draw_pictures(data, maps, args.overlays)
+        report(maps, data, args.split)
+        maps.publish()
     print(f"maps, overlays, pred.csv and contact_sheet.png in {maps.target}")
 
 
@@ -113,9 +115,13 @@ class MapFolder:
     def _finished(self, batch_size):
         """Rows of whole batches; the last line may be cut, maps may lack content or have been published already."""
         path = self.part / "rows.jsonl"
-        lines = path.read_text().splitlines() if path.exists() else []
-        rows = [json.loads(line) for line in lines if line.endswith("}")]
-        if not all(_is_whole(self.part / f"{kind}_{row['img']}.npy") for row in rows for kind in ("sal", "pred")):
+        lines = path.read_text(errors="replace").splitlines() if path.exists() else []
+        try:
+            rows = [json.loads(line) for line in lines if line.endswith("}")]
+        except (ValueError, RecursionError):
+            rows = [{}]
+        files = [self.part / f"{kind}_{i}.npy" for i in range(len(rows)) for kind in ("sal", "pred")]
+        if not all(_is_row(row, i) for i, row in enumerate(rows)) or not all(map(_is_whole, files)):
             rows = []
         kept = len(rows) // batch_size * batch_size
         with atomic_open(path, "w") as file:
@@ -148,11 +154,17 @@ class MapFolder:
         shutil.rmtree(self.part)
 
 
+def _is_row(row, i):
+    """Whether this is image i's row of an interrupted run, and nothing that names another file."""
+    numbers = ("label", "pred", "prob", "peak_y", "peak_x", "confidence")
+    return row.get("img") == i and "hit" in row and all(isinstance(row.get(name), (int, float)) for name in numbers)
+
+
 def _is_whole(path):
     """Whether a map has its content; a power cut may leave a file without."""
     try:
-        return np.load(path, mmap_mode="r").size > 0
-    except (OSError, ValueError):
+        return np.load(path, mmap_mode="r").ndim == 2
+    except Exception:  # damaged headers fail in many ways
         return False
 
 

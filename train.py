@@ -13,7 +13,6 @@ from torch import Tensor, nn
 import models
 from common import cli, device, lock, metrics, resume, runlog, signals
 from common.cli import BadInput, WorkFailed
-from common.files import make_folder
 from common.moments import GradientVariance
 from common.resume import Checkpoints, Progress
 from data.loaders import Loaders
@@ -90,7 +89,7 @@ def fit(model: nn.Module, loaders: Loaders, args, where: torch.device) -> dict:
     flag that changes weights, or in its data.
     """
     run = start(model, args, where)
-    logdir = make_folder(args.logdir)
+    logdir = args.logdir
     checkpoints = Checkpoints(logdir, resume.identity(args, loaders.fingerprint), args.checkpoint_minutes)
     with lock.held(logdir, "--logdir") if device.rank() == 0 else contextlib.nullcontext():
         checkpoints.restore(run)

@@ -22,6 +22,7 @@ def main(argv=None):
     args = parse_args(argv)
     where = device.select(args.device, args.precision, args.deterministic)
     splits = dataset.load_splits(args)
+    loaders.verify(args, args.pos_path, args.neg_path)
     device.seed_everything(args.seed)  # before the weights are drawn
     model = models.build_model(models.ModelConfig.from_args(args, in_channels=3))
     size = len(splits["train"])

@@ -1,6 +1,7 @@
 """Checkpoints: dicts of tensors and plain types, written atomically, read without running anything in them."""
 
 import contextlib
+import io
 from pathlib import Path
 
 import torch
@@ -16,8 +17,10 @@ BEST = "best_checkpoint.pth"
 
 def save(path: Path, content: dict, keep: Path | None = None) -> None:
     """Write tensors and plain types; the file is whole or the one before, which moves to `keep` if that is given."""
+    buffer = io.BytesIO()  # torch.save itself does not say why it failed when a disk is full
+    torch.save(content, buffer)
     with atomic_open(path, keep=keep) as file:
-        torch.save(content, file)
+        file.write(buffer.getbuffer())
 
 
 @contextlib.contextmanager

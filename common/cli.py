@@ -160,8 +160,15 @@ def _leave(code):
 
 
 def _complain(message, code):
-    print(f"{Path(sys.argv[0]).name}: {message}", file=sys.stderr)
+    print(f"{Path(sys.argv[0]).name}: {plain_line(message)}", file=sys.stderr)
     return code
+
+
+def plain_line(message) -> str:
+    """The message as one line of at most 600 characters, without what would command a terminal."""
+    text = " ".join(str(message).split())
+    text = "".join(char if char.isprintable() else "?" for char in text)
+    return text if len(text) <= 600 else f"{text[:400]} ... {text[-195:]}"
 
 
 def _os_error(error):

@@ -8,18 +8,19 @@ import socket
 from pathlib import Path
 
 from common.cli import BadInput
+from common.files import make_folder
 
 NAME = ".lock"
 
 
 @contextlib.contextmanager
 def held(folder: Path, flag: str, name: str = NAME):
-    """Keep other processes from entering a block of the same folder and name.
+    """Create the folder, and keep other processes from entering a block of the same folder and name.
 
     The lock file holds host and process of the holder as text, and is gone afterwards. BadInput names them. A file
     system without locks is no obstacle, as it was none before.
     """
-    path = Path(folder) / name
+    path = make_folder(folder) / name
     file = _open(path, f"{flag} {folder}")
     os.register_at_fork(after_in_child=file.close)  # else a worker would hold the lock of a process that was killed
     try:

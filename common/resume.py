@@ -1,5 +1,6 @@
 """Continuing a training run: its checkpoints, what must be equal to go on from one, when to write one."""
 
+import operator
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,10 +9,17 @@ import torch
 
 from common import checkpoint, device, runlog, signals
 from common.cli import BadInput, WorkFailed
+from common.moments import GradientVariance
 
 NEUTRAL_FLAGS = {  # flags that change no weight: a run may be resumed with others
     *("epochs", "device", "deterministic", "workers", "test_all", "grad_variance", "batch_size", "delayed_step"),
-    *("source", "background", "network_k", "num_classes", "checkpoint_activations", "checkpoint_minutes", "signal"),
+    *("source", "background", "network_k", "num_classes", "checkpoint_activations", "checkpoint_minutes"),
+    *("signal", "verify"),
+}
+MOMENTS = {
+    torch.optim.RMSprop: {"square_avg"},
+    torch.optim.SGD: {"momentum_buffer"},
+    torch.optim.Adam: {"exp_avg", "exp_avg_sq"},
 }
 NOTHING, DUE = -1, 0  # wishes between two steps; above is the number of a signal
 
@@ -33,6 +41,13 @@ class Progress:
     totals: list[float] = field(default_factory=lambda: [0.0] * 5)
     seconds: float = 0.0
     variance: dict | None = None
+
+    def __post_init__(self):
+        """ValueError or TypeError for what no epoch can have come to."""
+        self.steps, self.seconds = operator.index(self.steps), float(self.seconds)
+        self.totals = [float(total) for total in self.totals]
+        if len(self.totals) != 5 or not min(self.steps, self.seconds, *self.totals) >= 0:
+            raise ValueError("progress of an epoch")
 
 
 def not_finite(what: str, epoch: int, step: int, precision: str) -> WorkFailed:
@@ -78,10 +93,12 @@ class Checkpoints:
         with checkpoint.naming(path):
             _refuse_difference(self.logdir, saved["identity"], self.identity)
             run.model.load_state_dict(saved["state_dict"])
-            run.optimizer.load_state_dict(saved["optimizer"])
+            _restore_optimizer(run.optimizer, saved["optimizer"])
             run.scaler.load_state_dict(saved["scaler"])
-            run.history, run.progress = saved["history"], Progress(**saved.get("progress", {}))
-            run.best = run.history[saved["best_epoch"] - 1] if saved["best_epoch"] else None
+            run.progress = Progress(**saved.get("progress", {}))
+            if run.progress.variance is not None:
+                GradientVariance(run.model, run.progress.variance)  # or it does not fit
+            run.history, run.best = _restore_history(saved["history"], saved["best_epoch"])
             if run.progress.steps == 0:
                 write_results(self.logdir, run, saved)  # the run may have ended before it could
         if run.best and device.rank() == 0 and not (self.logdir / checkpoint.BEST).exists():
@@ -179,6 +196,31 @@ def _all_finite(*groups):
     """Whether every tensor among the values of some dicts is finite."""
     values = [value for group in groups for value in group.values()]
     return all(bool(value.isfinite().all()) for value in values if torch.is_tensor(value))
+
+
+def _restore_optimizer(optimizer, saved):
+    """Load the moments; what the flags decide stays. ValueError when a moment does not fit its parameter."""
+    groups = [dict(group) for group in optimizer.param_groups]
+    optimizer.load_state_dict(saved)
+    for group, own in zip(optimizer.param_groups, groups, strict=True):
+        group.update(own)
+    for parameter in optimizer.param_groups[0]["params"]:
+        state = optimizer.state[parameter]
+        moments = {name for name, value in state.items() if value.shape == parameter.shape}
+        if not MOMENTS[type(optimizer)] <= moments or not state.keys() <= moments | {"step"}:
+            raise ValueError(f"state of {type(optimizer).__name__}")
+
+
+def _restore_history(rows, best_epoch):
+    """The rows of stats.csv and the best one of them, if any. ValueError or TypeError when they are none."""
+    for epoch, row in enumerate(rows, 1):
+        numbers = all(isinstance(name, str) and isinstance(value, (int, float)) for name, value in row.items())
+        if row["epoch"] != epoch or not numbers:
+            raise ValueError(f"row {epoch} of the history")
+    best = rows[best_epoch - 1] if best_epoch else None
+    if best is not None and not set(runlog.COLUMNS) <= best.keys():
+        raise ValueError("the best epoch lacks scores")
+    return rows, best
 
 
 def _refuse_results(logdir):

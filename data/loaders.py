@@ -3,6 +3,7 @@
 import argparse
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -10,14 +11,25 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset
 
 from common import cli, device, signals
 from common.cli import BadInput
+from common.manifest import Manifest
 
 PAPER_TRAIN_SIZE = 11276
 
 
 def add_flags(parser, batch_size: int = 32) -> None:
-    """Declare `-b` and `--workers`."""
+    """Declare `-b`, `--workers` and `--verify`."""
     parser.add_argument("-b", "--batch_size", type=cli.positive, default=batch_size, help="images per batch")
     cli.add_workers_flag(parser, 4, help="processes that read or render images, 0 = none")
+    parser.add_argument(
+        "--verify", action="store_true", help="first check every file of the data against its checksum in manifest.json"
+    )
+
+
+def verify(args, *folders: Path) -> None:
+    """With --verify, check every file of the data; BadInput names the first bad one. The first process does it."""
+    if args.verify and device.rank() == 0:
+        for folder in folders:
+            Manifest(folder).verify()
 
 
 def add_balance_flags(parser) -> None:

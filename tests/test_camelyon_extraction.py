@@ -17,6 +17,7 @@ from scipy import ndimage
 import extract_basic_neg_crops as negatives
 import extract_basic_pos_crops as positives
 from common.cli import BadInput
+from common.manifest import Manifest
 from data.camelyon import annotations, make_slides, slides
 
 SIZE, K = 64, 5
@@ -121,6 +122,13 @@ def test_a_lesion_yields_k_crops_exactly_when_it_has_a_valid_position(tree, cut)
             has_crops.add(number)
     assert 0 < len(has_crops) < n
     assert table[table["slide"] == name].groupby("lesion").size().to_dict() == dict.fromkeys(has_crops, K)
+
+
+def test_the_manifest_has_every_crop_mask_and_the_table(cut):
+    sums = Manifest(cut)
+    files = {path.relative_to(cut).as_posix() for path in cut.rglob("*.npy")}
+    assert set(sums.entries) == files | {"crops.csv"}
+    sums.verify()
 
 
 def test_masks_give_the_crops_of_the_xml(tree, cut, tmp_path):

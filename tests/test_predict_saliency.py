@@ -127,7 +127,8 @@ def test_a_needle_is_outlined_and_without_positions_ap_is_left_out(trained, tmp_
     blind.mkdir()
     for path in data.iterdir():
         (blind / path.name).symlink_to(path)
-    (blind / "val.csv").unlink()
+    for name in ("val.csv", "manifest.json"):
+        (blind / name).unlink()
     pd.read_csv(data / "val.csv")[["img_path", "label"]].to_csv(blind / "val.csv", index=False)
     table, folder = explain((blind, trained[1]))
     assert table.hit.isna().all()

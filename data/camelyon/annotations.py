@@ -14,14 +14,16 @@ from typing import NamedTuple
 
 import numpy as np
 
+from common import cli
 from common.cli import BadInput
-from data.camelyon.slides import MASK_ENDING, SUFFIXES, Slide, check_level, find_files
+from data.camelyon.slides import MASK_ENDING, MAX_TILE, SUFFIXES, Slide, check_level, find_files
 
 LESION_GROUPS = {"metastases", "tumor", "_0", "_1"}  # CAMELYON17, then CAMELYON16
 CUT_OUT_GROUPS = {"normal", "_2"}
 AREA_TYPES = {"polygon", "rectangle", "spline"}
 LAYOUTS = ("", "annotations", "lesion_annotations", "masks")  # where annotations lie below --data
 MAX_COORDINATE = 1e9
+MAX_CROSSINGS = 2**24  # of an outline with pixel rows; real ones have thousands
 
 
 class Runs(NamedTuple):
@@ -58,6 +60,10 @@ def polygon_runs(points: np.ndarray, level: int, shape: tuple[int, int]) -> Runs
     x2, y2 = np.roll(points, -1, axis=0).T
     first, last = (np.clip(np.ceil(edge / scale), 0, shape[0]).astype(np.int64) for edge in (y1, y2))
     counts = np.abs(last - first)  # pixel rows whose height lies in the half-open edge
+    if counts.sum() > MAX_CROSSINGS:
+        raise BadInput(
+            f"an outline of {len(points)} points crosses {counts.sum()} rows, expected {MAX_CROSSINGS} at most"
+        )
     edge = np.repeat(np.arange(len(points)), counts)
     offset = np.arange(len(edge)) - np.repeat(np.cumsum(counts) - counts, counts)
     rows = np.minimum(first, last)[edge] + offset
@@ -198,9 +204,9 @@ def read_xml(path: Path) -> tuple[list[np.ndarray], list[np.ndarray], Counter]:
     for item in root.iter("Annotation"):
         group, kind = item.get("PartOfGroup", "None"), item.get("Type", "None")
         if kind.lower() not in AREA_TYPES:
-            ignored[f"annotation of type {kind} ignored"] += 1
+            ignored[f"annotation of type {cli.plain_line(kind)} ignored"] += 1
         elif group.lower() not in LESION_GROUPS | CUT_OUT_GROUPS:
-            ignored[f"annotation of group {group} ignored"] += 1
+            ignored[f"annotation of group {cli.plain_line(group)} ignored"] += 1
         elif len(points := _points(item, path)) < 3:
             ignored["annotation of fewer than three points ignored"] += 1
         else:
@@ -267,6 +273,8 @@ def _mask_tiles(path, level):
                 raise BadInput(f"{path}: expected a tiled TIFF")
             check_level(path, level, [levels[0].imagewidth / page.imagewidth for page in levels])
             page = levels[level]
+            if page.samplesperpixel != 1 or page.dtype != np.uint8 or max(page.tilewidth, page.tilelength) > MAX_TILE:
+                raise BadInput(f"{path}: expected one byte per pixel, in tiles of up to {MAX_TILE} px")
             for values, (_, _, y, x, _), shape in page.segments(maxworkers=1, buffersize=2**24):
                 if values is not None:  # else all zero
                     yield (page.imagelength, page.imagewidth), y, x, values[0, : shape[1], : shape[2], 0]

@@ -10,6 +10,7 @@ from torch.utils.data import Dataset
 
 from common import cli
 from common.cli import BadInput
+from common.manifest import Manifest
 from data.camelyon.slides import SPLIT_FOLDERS
 
 FINGERPRINT_FILES = 16
@@ -75,6 +76,7 @@ def list_crops(folder: Path, flag: str) -> dict[str, list[str]]:
 def _listed_in_table(folder, flag):
     import pandas as pd
 
+    Manifest(folder).check("crops.csv")
     try:
         return pd.read_csv(folder / "crops.csv", usecols=["file"], dtype=str)["file"].dropna().tolist()
     except ValueError as error:
@@ -100,6 +102,7 @@ class CamelyonCrops(Dataset):
         self.names = chosen[0] + chosen[1]
         self.files = [Path(pos_path) / name for name in chosen[0]] + [Path(neg_path) / name for name in chosen[1]]
         self.labels = np.repeat(np.array([1, 0], np.int64), n)
+        self.manifests = {1: Manifest(pos_path), 0: Manifest(neg_path)}
         self.size = _common_size(self.files)
 
     def __len__(self):
@@ -108,7 +111,7 @@ class CamelyonCrops(Dataset):
     def __getitem__(self, i: int):
         import torch
 
-        crop = torch.from_numpy(_load(self.files[i], (self.size, self.size, 3)))  # (S, S, 3) uint8
+        crop = torch.from_numpy(self._load(i, self.files[i], (self.size, self.size, 3)))  # (S, S, 3) uint8
         return crop.permute(2, 0, 1).float() / 255, int(self.labels[i])  # (3, S, S)
 
     @property
@@ -123,10 +126,18 @@ class CamelyonCrops(Dataset):
     def lesion_mask(self, i: int) -> np.ndarray | None:
         """Lesion pixels of crop i, bool (S, S); None for negatives and where no mask was kept."""
         path = _seg_path(self.files[i])
-        if self.labels[i] == 0 or not path.exists():
+        if self.labels[i] == 0 or not (path.exists() or self._listed_as(i, path) in self.manifests[1].entries):
             return None
-        values = _load(path, (self.size, self.size))
+        values = self._load(i, path, (self.size, self.size))
         return (values == 1) | (values == 255)
+
+    def _load(self, i, path, shape):
+        """A file of crop i, if it is as it was written."""
+        self.manifests[int(self.labels[i])].check(self._listed_as(i, path))
+        return _load(path, shape)
+
+    def _listed_as(self, i, path):
+        return Path(self.names[i]).with_name(path.name).as_posix()
 
     def fingerprint(self) -> str:
         """Digest of the chosen crops' names and labels and of some of their bytes, wherever the folders lie."""
@@ -143,13 +154,12 @@ def _seg_path(path: Path) -> Path:
 def _load(path, shape):
     """The uint8 array of this shape that a file holds. BadInput when it does not."""
     try:
-        with path.open("rb") as file:
-            array = np.lib.format.read_array(file, allow_pickle=False)
-    except (OSError, ValueError) as error:
+        array = np.lib.format.open_memmap(path, mode="r")  # no more than the file holds
+    except Exception as error:  # damaged headers fail in many ways
         raise _damaged(path, error) from None
     if array.dtype != np.uint8 or array.shape != shape:
         raise BadInput(f"{path}: expected a uint8 array of shape {shape}, found {array.dtype} {array.shape}")
-    return array
+    return np.array(array)
 
 
 def _damaged(path, error):
@@ -164,9 +174,9 @@ def _common_size(files):
         try:
             length = path.stat().st_size
             shape = None if length in known else np.lib.format.open_memmap(path, mode="r").shape
-        except (OSError, ValueError) as error:
+        except Exception as error:  # damaged headers fail in many ways
             raise _damaged(path, error) from None
-        size = shape[0] if size is None else size
+        size = (*shape, 0)[0] if size is None else size
         if shape not in (None, (size, size, 3)):
             raise BadInput(f"{path}: expected a crop of shape {(size, size, 3)} like the others, found {shape}")
         known.add(length)

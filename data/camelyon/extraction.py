@@ -1,8 +1,8 @@
 """What both extractors share: flags, one process per slide, resuming, crops.csv.
 
 A crop folder holds the crops, `records/SLIDE.json` for every finished slide, written after its crops, `extraction.json`
-with the flags, and `crops.csv`, put together from the records at the end of every run. A finished slide need not be at
-hand any more, so the slides may come and go centre by centre.
+with the flags, and `crops.csv` and `manifest.json`, put together from the records at the end of every run. A finished
+slide need not be at hand any more, so the slides may come and go centre by centre.
 """
 
 import functools
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from common import cli, parallel
+from common import cli, lock, manifest, parallel
 from common.cli import BadInput
 from common.files import atomic_open, make_folder, npy_bytes, read_json, write_json
 from data.camelyon.report import one_line
@@ -96,6 +96,12 @@ def run(
     Returns: (the records of the finished slides by name, one line per slide that failed). BadInput when the folder
     was made with other settings.
     """
+    _check_settings(folder, settings)
+    with lock.held(folder, "--save_dir"):
+        return _run(jobs, extract, draw, folder, settings, args)
+
+
+def _run(jobs, extract, draw, folder, settings, args):
     todo, absent = plan(jobs, folder, settings, args)
     _open_folder(folder, settings)
     if todo:
@@ -179,13 +185,17 @@ def _record(job, folder, args):
 def _are_whole(rows, folder, size):
     """Whether all crops of a slide, and the lesion masks of positives, have the size of a whole file."""
     crop, mask = (len(npy_bytes(np.zeros(shape, np.uint8))) for shape in ((size, size, 3), (size, size)))
-    for name, *_ in rows:
-        path = folder / name
-        if path.stat().st_size != crop:
-            return False
-        if name.endswith("_img.npy") and path.with_name(path.name[:-7] + "seg.npy").stat().st_size != mask:
-            return False
-    return True
+    return all((folder / n).stat().st_size == (mask if n.endswith("_seg.npy") else crop) for n in _files_of(rows))
+
+
+def _files_of(rows):
+    """Names of the files of a slide: the crops and the lesion masks of positives."""
+    names = [name for name, *_ in rows]
+    return names + [name.removesuffix("_img.npy") + "_seg.npy" for name in names if name.endswith("_img.npy")]
+
+
+def _checksums(rows, folder):
+    return {name: manifest.file_checksums(folder / name) for name in _files_of(rows)}
 
 
 def _work(job: Job, extract, draw, folder: Path, args) -> str | None:
@@ -195,6 +205,7 @@ def _work(job: Job, extract, draw, folder: Path, args) -> str | None:
         if not record:
             _remove(job, folder, args.level)
             record = {"slide": job.name, "source": job.source, **extract(job, folder, args)}
+            record["crc32"] = _checksums(record["rows"], folder)
             write_json(_record_path(job, folder), record)
         if args.preview and not _preview(job, folder).exists():
             draw(job, record, _preview(job, folder), args)
@@ -213,11 +224,15 @@ def _remove(job, folder, level):
 
 
 def _write_table(records, folder):
-    """Write crops.csv unless it already says the same."""
+    """Write manifest.json and then crops.csv, unless they already say the same."""
     import pandas as pd
 
     rows = [row for record in records for row in record["rows"]]
     table = pd.DataFrame(rows, columns=COLUMNS).to_csv(index=False, lineterminator="\n").encode()
+    sums = {"crops.csv": manifest.checksums(table)}
+    for record in records:  # those of earlier versions have no checksums
+        sums |= record.get("crc32") or _checksums(record["rows"], folder)
+    manifest.write(folder, sums)
     path = folder / "crops.csv"
     if not path.exists() or path.read_bytes() != table:
         with atomic_open(path) as file:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from common import cli
 from common.cli import BadInput
 from common.files import make_folder
 from common.pictures import write_png
@@ -71,7 +72,7 @@ def one_line(slide: str, error: Exception) -> str:
         return f"{slide}: out of memory: run again with fewer --workers"
     if isinstance(error, OSError):
         error = f"{error.strerror or error}: {error.filename or ''}".rstrip(": ")
-    text = " ".join(str(error).split())
+    text = cli.plain_line(error)
     return text if text.startswith(slide) else f"{slide}: {text}"
 
 

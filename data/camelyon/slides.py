@@ -21,8 +21,10 @@ SPLIT_OF_CENTRE = {0: "train", 1: "train", 2: "train", 3: "val", 4: "test"}  # p
 SPLIT_FOLDERS = {"train": "", "val": "valid", "test": "test"}  # where a split's crops lie in the crop folder
 STAGES = {"negative", "itc", "micro", "macro"}
 MAX_DOWNSAMPLE_ERROR = 1e-3
-_NAME = re.compile(r"patient_(\d{3})_node_\d+$")
-_FOLDER = re.compile(r"cent(?:er|re)_(\d+)$")
+MAX_TILE = 2**12  # px
+TILE_SIDES = ("].tile-width", "].tile-height")
+_NAME = re.compile(r"patient_([0-9]{3})_node_[0-9]{1,3}\Z")
+_FOLDER = re.compile(r"cent(?:er|re)_([0-9]{1,9})\Z")
 
 # CAMELYON17's slides whose lesions are outlined, as patient_node; four of them are labelled negative.
 _ANNOTATED = """004_4 009_1 010_4 012_0 015_1 015_2 016_1 017_1 017_2 017_4 020_2 020_4 021_3 022_4 024_1 024_2 034_3
@@ -165,7 +167,7 @@ class Slide:
         width, height = self._slide.level_dimensions[level]
         self.shape = height, width
         self.mpp = self._mpp()
-        self.tile = int(self._slide.properties.get(f"openslide.level[{level}].tile-width", 512))
+        self.tile = self._tile()
         colour = self._slide.properties.get("openslide.background-color", "ffffff")
         self._background = np.array([int(colour[i : i + 2], 16) for i in (0, 2, 4)], np.uint16)
 
@@ -174,6 +176,14 @@ class Slide:
 
     def __exit__(self, *_):
         self._slide.close()
+
+    def _tile(self):
+        """The width of a stored tile. BadInput when a tile of any level is larger than a slide's can sensibly be."""
+        sides = {name: int(value) for name, value in self._slide.properties.items() if name.endswith(TILE_SIDES)}
+        if max(sides.values(), default=0) > MAX_TILE:
+            self._slide.close()
+            raise BadInput(f"{self.path}: stored in tiles of {max(sides.values())} px, expected up to {MAX_TILE}")
+        return sides.get(f"openslide.level[{self.level}].tile-width", 512)
 
     def _mpp(self):
         text = self._slide.properties.get("openslide.mpp-x")

@@ -13,14 +13,21 @@ from torch.utils.data import Dataset
 from common import cli
 from common.cli import BadInput
 from common.files import read_json
+from common.manifest import Manifest
 from data.cluttered_mnist import folder, render
 from data.cluttered_mnist.device_render import DeviceRenderer, RenderedBatches
 from data.cluttered_mnist.digits import SIDE
 from data.cluttered_mnist.recipe import Noise, Recipe
 
-NUMBERS = {  # in args.json, by generator: the least value, int where a whole number is expected
-    "nmnist": {"canvas": SIDE + 1, "patch-size": 0, "scale": 1e-3},
-    "noise": {"canvas": 1, "seed": 0, "num_train": 1, "num_val": 1, "num_test": 1},
+NUMBERS = {  # in args.json, by generator: least and largest value, int where a whole number is expected
+    "nmnist": {
+        **{"canvas": (SIDE + 1, render.MAX_SIDE), "patch-size": (0, render.MAX_SIDE)},
+        "scale": (1e-3, float(render.MAX_SIDE)),
+    },
+    "noise": {
+        **{"canvas": (1, render.MAX_SIDE), "seed": (0, 2**64)},
+        **{f"num_{split}": (1, 2**32) for split in folder.SPLITS},
+    },
 }
 
 
@@ -46,10 +53,11 @@ def load_splits(args, names: Sequence[str] = folder.SPLITS) -> dict[str, "Clutte
     path = args.data_path
     if path is None:
         raise BadInput("--data_path: missing, expected a folder written by generate_data.py")
-    settings = _read_settings(path / "args.json")
+    manifest = Manifest(path)
+    settings = _read_settings(path / "args.json", manifest)
     splits = {}
     for split in names:
-        table = _read_csv(path / f"{split}.csv", unfinished=bool(settings))
+        table = _read_csv(path / f"{split}.csv", manifest, unfinished=bool(settings))
         source, rows = _open_source(path, split, settings, table.img_path.tolist(), args.source)
         splits[split] = ClutteredMNIST(source, rows, table, SIDE * settings.get("scale", 1), args.data_scaling)
     return splits
@@ -134,15 +142,15 @@ class Files:
         missing = [file for file in self.paths if file.name not in beside and not file.is_file()]
         if missing:
             raise BadInput(f"{missing[0]}: no such file ({len(missing)} of {len(names)} canvases are missing)")
-        self.origin = origin
-        self.shape = folder.load_npz(self.paths[0]).shape
+        self.origin, self.manifest = origin, Manifest(path)
+        self.shape = None
+        self.shape = self.canvas(0).shape
 
     def canvas(self, i: int) -> np.ndarray:
         """Image i, (H, W) uint8 or float; BadInput names a damaged file."""
-        canvas = folder.load_npz(self.paths[i])
-        if canvas.shape != self.shape:
-            raise BadInput(f"{self.paths[i]}: shape {canvas.shape}, the first canvas has {self.shape}")
-        return canvas
+        if self.paths[i].parent == self.manifest.folder:
+            self.manifest.check(self.paths[i].name)
+        return folder.load_npz(self.paths[i], self.shape)
 
     def digest(self) -> bytes:
         """Digest of the origin, or of the first and last canvas."""
@@ -151,14 +159,17 @@ class Files:
         return hashlib.sha256(self.canvas(0).tobytes() + self.canvas(-1).tobytes()).digest()
 
 
-def _read_settings(path):
+def _read_settings(path, manifest):
     """Settings of our generators by name; {} where there are none or they are another program's."""
+    manifest.check(path.name)
     settings = read_json(path) if path.exists() else {}
     needed = NUMBERS.get(str(settings.get("generator")), {})
-    for name, low in needed.items():
+    for name, (low, high) in needed.items():
         value = settings.get(name)
-        if isinstance(value, bool) or not isinstance(value, type(low) | int) or value < low:
-            raise BadInput(f"{path}: {name} is {value!r}, expected a number of {low} or more")
+        if isinstance(value, bool) or not isinstance(value, type(low) | int) or not low <= value <= high:
+            raise BadInput(f"{path}: {name} is {value!r}, expected a number of {low} or more, up to {high}")
+    if settings.get("generator") == "nmnist":
+        render.zoomed_side(settings["canvas"], settings["scale"], f"{path}: scale")
     return settings if needed else {}
 
 
@@ -170,7 +181,7 @@ def _open_source(path, split, settings, names, wanted):
     elif settings and (path / "recipe").exists():
         with contextlib.suppress(BadInput) if wanted == "files" else contextlib.nullcontext():
             origin = Recipe(path, split, settings)
-    matches = [re.fullmatch(rf"{split}_(\d+)\.npz", _base_name(name)) for name in names]
+    matches = [re.fullmatch(rf"{split}_([0-9]{{1,9}})\.npz", _base_name(name)) for name in names]
     if origin is not None and None not in matches:
         numbers = np.array([int(match[1]) for match in matches])
         if wanted != "files" and numbers.max() < len(origin):
@@ -180,17 +191,18 @@ def _open_source(path, split, settings, names, wanted):
     return Files(path, names, origin), np.arange(len(names))
 
 
-def _read_csv(path, unfinished):
+def _read_csv(path, manifest, unfinished):
     """Table with columns img_path, label (0 or 1), needle_y and needle_x (NaN where unknown)."""
     import pandas as pd
 
     if not path.is_file():
         hint = "unfinished, give the generate command again" if unfinished else "expected a folder written by"
         raise BadInput(f"{path.parent}: no {path.name}: {hint}{'' if unfinished else ' generate_data.py'}")
+    manifest.check(path.name)
     try:
         table = pd.read_csv(path, dtype=str)
-    except (ValueError, UnicodeDecodeError) as error:
-        raise BadInput(f"{path}: not a CSV ({str(error).splitlines()[0]})") from None
+    except ValueError as error:
+        raise BadInput(f"{path}: not a CSV ({error})") from None
     if not {"img_path", "label"} <= set(table.columns) or table.empty:
         raise BadInput(f"{path}: expected rows of img_path,label, found {len(table)} of {','.join(table.columns)}")
     table = table.reindex(columns=["img_path", "label", "needle_y", "needle_x"])

@@ -2,7 +2,9 @@
 
 import contextlib
 import gzip
+import math
 import os
+import struct
 import subprocess
 import sys
 import tempfile
@@ -17,6 +19,7 @@ from common.files import make_folder
 
 SIDE = 28  # px, rows and columns of a digit
 VALIDATION = 5000  # the first of the training images
+MAX_DIGITS = 2**18
 DOWNLOAD_SECONDS = 20
 FILES = {
     ("train", "images"): "train-images-idx3-ubyte",
@@ -93,8 +96,6 @@ def _download(folder, found):
 
 def _read_pair(image_path, label_path):
     images, labels = _read_idx(image_path, 3), _read_idx(label_path, 1)
-    if images.shape[1:] != (SIDE, SIDE):
-        raise BadInput(f"{image_path}: images of {images.shape[1]}x{images.shape[2]} px, expected {SIDE}x{SIDE}")
     if len(images) != len(labels):
         raise BadInput(f"{label_path}: {len(labels)} labels for the {len(images)} images of {image_path.name}")
     if labels.size and labels.max() > 9:
@@ -103,18 +104,31 @@ def _read_pair(image_path, label_path):
 
 
 def _read_idx(path, dimensions):
-    """Read an IDX file of unsigned bytes: two zero bytes, type 8, number of dimensions, big-endian sizes, data."""
+    """Read an IDX file of unsigned bytes: two zero bytes, type 8, number of dimensions, big-endian sizes, data.
+
+    No more is unpacked than the header announces, and that must be digits or their labels.
+    """
     try:
-        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as file:
+            header = file.read(4 + 4 * dimensions)
+            if len(header) < 4 + 4 * dimensions or header[:4] != bytes((0, 0, 8, dimensions)):
+                raise BadInput(f"{path}: not an IDX file of unsigned bytes with {dimensions} dimension(s)")
+            shape = struct.unpack(f">{dimensions}I", header[4:])
+            _check_shape(path, shape)
+            content = file.read(math.prod(shape) + 1)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise BadInput(f"{path}: damaged gzip file ({error})") from None
-    start = 4 + 4 * dimensions
-    if len(content) < start or content[:4] != bytes((0, 0, 8, dimensions)):
-        raise BadInput(f"{path}: not an IDX file of unsigned bytes with {dimensions} dimension(s)")
-    shape = np.frombuffer(content[4:start], ">u4").astype(np.int64)
-    if len(content) - start != shape.prod():
-        raise BadInput(f"{path}: {len(content) - start} bytes of data, its header announces {shape.prod()}")
-    return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
+    if len(content) != math.prod(shape):
+        found = f"{len(content)} bytes of data" if len(content) < math.prod(shape) else "more data"
+        raise BadInput(f"{path}: {found}, its header announces {math.prod(shape)}")
+    return np.frombuffer(content, np.uint8).reshape(shape)
+
+
+def _check_shape(path, shape):
+    if shape[0] > MAX_DIGITS:
+        raise BadInput(f"{path}: announces {shape[0]} digits, expected up to {MAX_DIGITS}")
+    if len(shape) > 1 and shape[1:] != (SIDE, SIDE):
+        raise BadInput(f"{path}: images of {shape[1]}x{shape[2]} px, expected {SIDE}x{SIDE}")
 
 
 def _sklearn_digits():

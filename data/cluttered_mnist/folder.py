@@ -1,10 +1,12 @@
 """A data set on disk: args.json (what it is), {split}.csv, canvases {split}_{i}.npz. Every file is whole or absent.
 
 An interrupted command continues when it is given again: args.json is written first and a split's CSV after the
-split's canvases, so test.csv comes last. No file depends on the number of workers, the time or the place.
+split's canvases and their checksums in manifest.json, so test.csv comes last. No file depends on the number of workers,
+the time or the place.
 """
 
 import functools
+import math
 import os
 import shlex
 import shutil
@@ -13,11 +15,13 @@ from pathlib import Path
 
 import numpy as np
 
-from common import cli, parallel
+from common import cli, manifest, parallel
 from common.cli import BadInput
-from common.files import atomic_open, make_folder, npy_bytes, read_json, write_json
+from common.files import atomic_open, json_bytes, make_folder, npy_bytes, read_json, write_json
+from common.manifest import Manifest
 
 SPLITS = ("train", "val", "test")
+MAX_BYTES = 2**29  # of a canvas: 16,384 px a side as uint8 have half of that, 8,192 px as float64 all
 CHUNK = 32  # canvases a worker writes between two reports
 
 
@@ -26,9 +30,12 @@ def claim(out: Path, settings: dict) -> None:
 
     Errors: BadInput names the flags in which what is there differs.
     """
-    make_folder(out)
-    if (out / "args.json").exists():
-        there = read_json(out / "args.json")
+    path, listed = out / "args.json", _listed(out).get("args.json")
+    if listed == manifest.checksums(json_bytes(settings)):
+        if not path.exists() or manifest.file_checksums(path) != listed:  # damaged
+            write_json(path, settings)
+    elif path.exists():
+        there = read_json(path)
         if there.get("generator") != settings["generator"]:
             raise BadInput(f"--out {out}: holds a data set of another kind ({there.get('generator')})")
         names = [name for name in settings | there if settings.get(name) != there.get(name)]
@@ -38,7 +45,16 @@ def claim(out: Path, settings: dict) -> None:
     elif any((out / f"{split}.csv").exists() for split in SPLITS):
         raise BadInput(f"--out {out}: holds a data set without args.json; choose another folder")
     else:
-        write_json(out / "args.json", settings)
+        write_json(path, settings)
+
+
+def _listed(out):
+    """The entries of manifest.json, which is removed when it is damaged, to be made again."""
+    try:
+        return Manifest(out).entries
+    except BadInput:
+        (out / manifest.NAME).unlink()
+        return {}
 
 
 def print_next(out: Path) -> None:
@@ -62,12 +78,15 @@ def write_split(out: Path, split: str, source, npz: bool, workers: int, position
         positions: (N, 2) top-left (y, x) of the needle in px, written for label 1 only; without it, no such columns.
     """
     path, table = out / f"{split}.csv", _table(split, len(source), positions)
-    if path.exists() and path.read_bytes() == table and not (npz and _lacks_canvases(out, split, len(source))):
+    names = [canvas_name(split, i) for i in range(len(source))] if npz else []
+    if path.exists() and path.read_bytes() == table and _are_whole(out, names) and _are_listed(out, path.name, names):
         return False
     path.unlink(missing_ok=True)
-    if npz:
-        _write_canvases(out, split, source, workers)
-        os.sync()  # they are renamed into place but not synced one by one
+    sums = _write_canvases(out, split, source, workers) if npz else {}
+    os.sync()  # canvases are renamed into place but not synced one by one
+    for file in [out / "args.json", *out.glob(f"recipe/{split}_*.npy")]:
+        sums[file.relative_to(out).as_posix()] = manifest.file_checksums(file)
+    manifest.write(out, Manifest(out).entries | sums | {path.name: manifest.checksums(table)})
     with atomic_open(path) as file:
         file.write(table)
     return True
@@ -84,10 +103,14 @@ def _table(split, images, positions):
     return "\n".join([*lines, ""]).encode()
 
 
-def _lacks_canvases(out, split, images):
-    """Whether a canvas is absent or cut short; the end of a zip file tells, a checksum of all would take minutes."""
-    paths = (out / canvas_name(split, i) for i in range(images))
-    return not all(path.exists() and zipfile.is_zipfile(path) for path in paths)
+def _are_whole(out, names):
+    """Whether no canvas is absent or cut short; the end of a zip file tells, a checksum of all would take minutes."""
+    return all((out / name).exists() and zipfile.is_zipfile(out / name) for name in names)
+
+
+def _are_listed(out, table, names):
+    """Whether manifest.json has what this version writes, for earlier ones wrote none."""
+    return {"args.json", table, *names} <= Manifest(out).entries.keys()
 
 
 def check_space(out: Path, needed: int) -> None:
@@ -100,21 +123,24 @@ def check_space(out: Path, needed: int) -> None:
 
 
 def _write_canvases(out, split, source, workers):
-    """Write every canvas of the source that `out` does not hold whole."""
-    write = functools.partial(_write_chunk, out, split, source)
+    """Write every canvas of the source that `out` does not hold whole; returns the checksums of all, by name."""
+    write, sums = functools.partial(_write_chunk, out, split, source), {}
     chunks = parallel.map_jobs(write, list(range(0, len(source), CHUNK)), workers)
-    for _ in cli.progress((i for written in chunks for i in range(written)), len(source), split, "images"):
-        pass
+    written = (item for chunk in chunks for item in chunk.items())
+    for name, each in cli.progress(written, len(source), split, "images"):
+        sums[name] = each
+    return sums
 
 
 def _write_chunk(out, split, source, start):
-    """Write the canvases start ... start + CHUNK - 1; returns how many there are."""
-    indices = range(start, min(start + CHUNK, len(source)))
-    for i in indices:
+    """Write the canvases start ... start + CHUNK - 1; returns their checksums by name."""
+    sums = {}
+    for i in range(start, min(start + CHUNK, len(source))):
         path = out / canvas_name(split, i)
         if not (path.exists() and _is_whole(path)):
             save_npz(path, source.arrays(i))
-    return len(indices)
+        sums[path.name] = manifest.file_checksums(path)
+    return sums
 
 
 def _is_whole(path):
@@ -138,16 +164,33 @@ def save_npz(path: Path, arrays: tuple) -> None:
             archive.writestr(member, npy_bytes(array), kind, compresslevel=1)
 
 
-def load_npz(path: Path) -> np.ndarray:
-    """Read arr_0 (H, W), never unpickling anything; BadInput names a file that is missing or damaged."""
+def load_npz(path: Path, shape: tuple | None = None) -> np.ndarray:
+    """Read arr_0 (H, W), of the given shape if any, never unpickling anything.
+
+    BadInput names a file that is missing, damaged or of another shape, before what it claims to hold is unpacked.
+    """
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            canvas = archive["arr_0"]
-    except MemoryError:
+        with zipfile.ZipFile(path) as archive:
+            with archive.open("arr_0.npy") as member:
+                _check_header(path, member, archive.getinfo("arr_0.npy").file_size, shape)
+            with archive.open("arr_0.npy") as member:
+                return np.lib.format.read_array(member, allow_pickle=False)
+    except (BadInput, MemoryError):
         raise
     except Exception as error:  # damaged archives fail in many ways
         reason = getattr(error, "strerror", None) or "damaged, expected a canvas written by generate_data.py"
         raise BadInput(f"{path}: {reason}") from None
-    if canvas.ndim != 2 or canvas.dtype.kind not in "uf":
-        raise BadInput(f"{path}: {canvas.dtype} array of shape {canvas.shape}, expected a canvas (H, W)")
-    return canvas
+
+
+def _check_header(path, member, size, wanted):
+    """BadInput when an array is no canvas, is not of the wanted shape or has another size than its shape says."""
+    version = np.lib.format.read_magic(member)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, _, dtype = read(member)
+    pixels = math.prod(shape)
+    if len(shape) != 2 or dtype.kind not in "uf" or not 0 < pixels * dtype.itemsize <= MAX_BYTES:
+        raise BadInput(f"{path}: {dtype} array of shape {shape}, expected a canvas (H, W) of up to {MAX_BYTES} bytes")
+    if wanted and shape != wanted:
+        raise BadInput(f"{path}: shape {shape}, the first canvas has {wanted}")
+    if member.tell() + pixels * dtype.itemsize != size:
+        raise ValueError

@@ -13,7 +13,7 @@ import hashlib
 
 import numpy as np
 
-from common import cli
+from common import cli, lock
 from common.cli import BadInput
 from data.cluttered_mnist import digits, folder, placements, recipe, render
 
@@ -71,9 +71,10 @@ def main(argv=None):
         return write_example(args, layout, splits["train"])
     check_space(args, layout, sum(counts.values()))
     settings = settings_of(args, layout, splits)
-    folder.claim(args.out, settings)
-    if not write_data_set(args, layout, splits, settings):
-        print(f"{args.out}: complete already, nothing to do")
+    with lock.held(args.out, "--out"):
+        folder.claim(args.out, settings)
+        if not write_data_set(args, layout, splits, settings):
+            print(f"{args.out}: complete already, nothing to do")
     side = render.zoomed_side(args.canvas, args.scale)
     print(f"{args.out}: {', '.join(f'{split} {count:,}' for split, count in counts.items())} images of {side} px")
     print(f"O2I {100 * (digits.SIDE / args.canvas) ** 2:.3g} %, {layout.clutter} clutter digits, one more on negatives")

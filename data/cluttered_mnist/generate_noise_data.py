@@ -10,7 +10,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from common import cli
+from common import cli, lock
+from common.cli import BadInput
 from data.cluttered_mnist import folder, recipe
 
 PAIRS = {"train": 11276, "val": 500, "test": 500}
@@ -32,14 +33,17 @@ def parse_args(argv=None):
 
 def main(argv=None):
     args = parse_args(argv)
+    if 4 * args.canvas**2 > folder.MAX_BYTES:
+        raise BadInput(f"--canvas {args.canvas}: an image would have more than {folder.MAX_BYTES} bytes")
     names = ["canvas", *(f"num_{split}" for split in PAIRS), "seed", "format"]
     settings = {"generator": "noise"} | {name: getattr(args, name) for name in names}
     if args.format == "npz":
         folder.check_space(args.out, 4 * args.canvas**2 * 2 * (args.num_train + args.num_val + args.num_test))
-    folder.claim(args.out, settings)
     sources, npz = {split: recipe.Noise(split, settings) for split in PAIRS}, args.format == "npz"
-    if not sum(folder.write_split(args.out, split, source, npz, args.workers) for split, source in sources.items()):
-        print(f"{args.out}: complete already, nothing to do")
+    with lock.held(args.out, "--out"):
+        folder.claim(args.out, settings)
+        if not sum(folder.write_split(args.out, split, source, npz, args.workers) for split, source in sources.items()):
+            print(f"{args.out}: complete already, nothing to do")
     counts = ", ".join(f"{split} {2 * settings[f'num_{split}']:,}" for split in PAIRS)
     print(f"{args.out}: {counts} images of {args.canvas} px, N(0, 1), half of them labelled 1")
     folder.print_next(args.out)

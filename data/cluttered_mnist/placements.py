@@ -7,6 +7,7 @@ import numpy as np
 
 from common.cli import BadInput
 from data.cluttered_mnist.digits import SIDE
+from data.cluttered_mnist.render import MAX_SIDE
 
 
 def default_clutter(canvas: int) -> int:
@@ -29,8 +30,8 @@ class Layout:
     clutter_side: int = SIDE
 
     def __post_init__(self):
-        if self.canvas <= SIDE:
-            raise BadInput(f"--canvas {self.canvas}: expected more than {SIDE}, the side of a digit")
+        if not SIDE < self.canvas <= MAX_SIDE:
+            raise BadInput(f"--canvas {self.canvas}: expected more than {SIDE}, the side of a digit, up to {MAX_SIDE}")
         if 0 < self.patch_size <= SIDE:
             raise BadInput(f"--patch-size {self.patch_size}: expected 0 or more than {SIDE}, the side of a digit")
         if self.patch_size and self.canvas % self.patch_size:

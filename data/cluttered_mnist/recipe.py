@@ -9,6 +9,7 @@ A recipe lies in the folder `recipe` of a data set, as plain .npy files that are
 """
 
 import hashlib
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,6 +18,7 @@ import numpy as np
 from common import cli
 from common.cli import BadInput
 from common.files import atomic_open, make_folder, write_npy
+from common.manifest import Manifest
 from data.cluttered_mnist import placements, render
 from data.cluttered_mnist.digits import Digits
 from data.cluttered_mnist.folder import SPLITS
@@ -35,34 +37,59 @@ class Recipe:
     def __init__(self, folder: Path, split: str, settings: dict):
         self.folder, self.split = Path(folder) / "recipe", split
         self.canvas_side, self.patch_size, self.scale = (settings[name] for name in ("canvas", "patch-size", "scale"))
-        self._files = {}
-        shapes = {name: self.part(name).shape for name in PARTS}
-        offsets = self.part("offsets")
-        fits = [len(shape) for shape in shapes.values()] == [3, 3, 2, 1, 2]
-        fits = fits and len(offsets) == len(self) + 1 and offsets[0] == 0 and offsets[-1] == shapes["clutter"][0]
-        if not fits:
+        self.manifest, self._files = Manifest(folder), {}
+        if not self._fits():
+            shapes = {name: self.part(name).shape for name in PARTS}
             raise BadInput(f"{self.folder}: the files of {split} do not belong together: {shapes}")
+
+    def _fits(self):
+        """Whether the parts have the shapes and kinds of numbers of one recipe."""
+        pool, needles, clutter, offsets, needle = map(self.part, PARTS)
+        squares = all(part.ndim == 3 and 0 < part.shape[1] == part.shape[2] for part in (pool, needles))
+        tables = all(part.ndim == 2 and part.shape[1] == 3 for part in (clutter, needle)) and offsets.ndim == 1
+        kinds = [part.dtype.kind for part in (pool, needles, clutter, offsets, needle)] == list("uuuii")
+        if not (squares and tables and kinds and pool.itemsize == needles.itemsize == 1):
+            return False
+        ends = len(offsets) == len(needle) + 1 and offsets[0] == 0 and offsets[-1] == len(clutter)
+        return ends and bool((np.diff(offsets) >= 0).all())
 
     def __getstate__(self):
         return self.__dict__ | {"_files": {}}
 
     def part(self, name: str) -> np.ndarray:
-        """One of the arrays above, memory-mapped; BadInput names a file that is missing or damaged."""
-        if name not in self._files:
-            path = self.folder / f"{self.split}_{name}.npy"
+        """One of the arrays above, memory-mapped; BadInput names a file that is missing or damaged.
+
+        All of it is checked when it is first opened in a process; of the clutter the beginning: see `clutter`.
+        """
+        key = os.getpid(), name
+        if key not in self._files:
+            path = self.folder / self._file(name)
             try:
-                self._files[name] = np.asarray(np.lib.format.open_memmap(path, mode="r"))
-            except (OSError, ValueError):
+                array = np.asarray(np.lib.format.open_memmap(path, mode="r"))
+            except Exception:  # damaged headers fail in many ways
                 raise BadInput(f"{path}: missing or damaged, expected a recipe written by generate_data.py") from None
-        return self._files[name]
+            self.manifest.check(f"recipe/{path.name}", 0, 1 if name == "clutter" else None)
+            self._files[key] = array
+        return self._files[key]
+
+    def clutter(self, start: int, stop: int) -> np.ndarray:
+        """Rows of the clutter, (k, 3); BadInput when they are not as they were written."""
+        whole, name = self.part("clutter"), self._file("clutter")
+        rows, header = whole[start:stop], (self.folder / name).stat().st_size - whole.nbytes
+        first = header + start * whole.strides[0]
+        self.manifest.check(f"recipe/{name}", first, first + rows.nbytes)
+        return rows
+
+    def _file(self, name):
+        return f"{self.split}_{name}.npy"
 
     def __len__(self):
         return len(self.part("needle"))
 
     def layers(self, i: int) -> list[tuple]:
         """Digits of image i for `render.compose`: the clutter, then the needle if there is one."""
-        start, stop = self.part("offsets")[i : i + 2]
-        clutter = self.part("clutter")[start:stop]
+        start, stop = self.part("offsets")[i : i + 2].tolist()
+        clutter = self.clutter(start, stop)
         digits = [(self.part("pool")[clutter[:, 0]], clutter[:, 1], clutter[:, 2])]
         needle = self.part("needle")[i : i + 1]
         if needle[0, 0] >= 0:
@@ -76,7 +103,7 @@ class Recipe:
         outside or are not in the pool.
         """
         offsets, needle = self.part("offsets"), np.asarray(self.part("needle")[numbers], np.int64)  # (B, 3)
-        clutter = [self.part("clutter")[offsets[i] : offsets[i + 1]] for i in numbers]
+        clutter = [self.clutter(*offsets[i : i + 2].tolist()) for i in numbers]
         place = np.repeat(np.arange(len(numbers)), [len(rows) for rows in clutter])
         shown = np.flatnonzero(needle[:, 0] >= 0)
         placed = (np.concatenate(clutter).astype(np.int64), place), (needle[shown], shown)
@@ -110,6 +137,7 @@ class Recipe:
     def digest(self) -> bytes:
         """SHA-256 over everything that decides the pixels."""
         digest = hashlib.sha256(f"{self.canvas_side} {self.scale}".encode())
+        self.clutter(0, len(self.part("clutter")))
         for name in PARTS:
             digest.update(np.ascontiguousarray(self.part(name)).data)
         return digest.digest()
@@ -140,9 +168,9 @@ class Noise:
 
 
 def is_whole(folder: Path, settings: dict) -> bool:
-    """Whether a data set's folder holds the recipe of all splits, undamaged as far as the files' sizes tell."""
+    """Whether a data set's folder holds the recipe of all splits, undamaged as far as sizes and checksums tell."""
     try:
-        return all(len(Recipe(folder, split, settings)) for split in SPLITS)
+        return all(Recipe(folder, split, settings).digest() for split in SPLITS)
     except BadInput:
         return False
 

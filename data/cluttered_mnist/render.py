@@ -7,7 +7,7 @@ import numpy as np
 
 from common.cli import BadInput
 
-MAX_SIDE = 2**16  # px
+MAX_SIDE = 2**14  # px; the first feature map of one image has 64 GB
 
 
 def compose(side: int, *layers: tuple) -> np.ndarray:
@@ -84,7 +84,7 @@ def zoom_stack(images: np.ndarray, side: int) -> np.ndarray:
 
 
 def zoomed_side(side: int, factor: float, flag: str = "zoom") -> int:
-    """Rows or columns of a zoomed image in px; BadInput names the flag when there are none or more than 65,536."""
+    """Rows or columns of a zoomed image in px; BadInput names the flag when there are none or more than 16,384."""
     if not 0.5 < side * factor <= MAX_SIDE:
         raise BadInput(f"{flag} {factor:g}: makes {side} px {side * factor:g} px, expected 1 to {MAX_SIDE}")
     return round(side * factor)
