@@ -37,9 +37,11 @@ def bars(table, view: View):
         values = shown["epochs" if fitted.empty and view.metric == "epochs_to_fit" else view.metric]
         height, sd = values.mean(), values.std(ddof=1) if len(values) > 1 else np.nan
         if fitted.empty and view.metric.endswith("_acc"):
-            height, sd = CHANCE, np.nan
+            height = CHANCE
         if view.kind == "count":
-            height, sd = len(fitted), np.nan
+            height = len(fitted)
+        if view.kind == "count" or fitted.empty:
+            sd = np.nan
         bar = {"x": x, "hue": hue, "height": height, "sd": sd, "runs": len(rows), "fitted": len(fitted)}
         found.append(bar | {"hatched": fitted.empty and view.kind != "count"})
     return pd.DataFrame(found)
@@ -74,11 +76,12 @@ def draw(figure: Figure, table, curves, path: Path) -> None:
         {"heat": draw_heat, "smallest": draw_smallest, "curves": draw_curves}.get(view.kind, draw_bars)(
             axis, select(source, view), view
         )
-        made = ", made slides: a check of the programs only" if (select(table, view)["data"] == "made").any() else ""
-        axis.set_title(f"{view.title}{made}", fontsize=10)
+        made = (select(table, view)["data"] == "made").any()
+        axis.set_title("made slides: a check of the programs, no result" if made else view.title, fontsize=10)
     for axis in axes[len(views) :]:
         axis.remove()
-    canvas.suptitle(f"{figure.title}\n{describe(table)}", fontsize=8)
+    words = "\n".join(textwrap.wrap(describe(table), int(17 * canvas.get_figwidth())))
+    canvas.suptitle(f"{figure.title}\n{words}", fontsize=8)
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_open(path) as file:
         FigureCanvasAgg(canvas).print_png(file)
@@ -89,15 +92,15 @@ def describe(table) -> str:
     first = table.iloc[0]
     seeds = table.groupby(list(POINT), dropna=False)["seed"].nunique()
     count = f"{seeds.min()}" if seeds.min() == seeds.max() else f"{seeds.min()} to {seeds.max()}"
-    widths, sizes = (
-        " / ".join(f"{v:g}" for v in sorted(table[name].dropna().unique())) for name in ("width", "num_examples")
+    widths, sizes, epochs = (
+        " / ".join(f"{value:g}" for value in sorted(table[name].dropna().unique()))
+        for name in ("width", "num_examples", "epochs")
     )
-    text = (
+    return (
         f"setting: {first['setting']} (width {widths}, {sizes or 'all'} training images, {first['norm']},"
-        f" {first['opt']} {first['lr']:g}, {table['epochs'].max()} epochs, images x {first['scale']:g});"
+        f" {first['opt']} {first['lr']:g}, {epochs} epochs, images x {first['scale']:g});"
         f" mean and standard deviation over {count} seeds"
     )
-    return "\n".join(textwrap.wrap(text, 90))
 
 
 def in_order(values) -> list:
@@ -122,30 +125,35 @@ def draw_bars(axis, table, view: View) -> None:
     xs, hues = in_order(shown["x"]), in_order(shown["hue"])
     palette, width = colours(hues), 0.8 / len(hues)
     for bar in shown.to_dict("records"):
+        colour = palette[bar["hue"]]
         at = xs.index(bar["x"]) + (hues.index(bar["hue"]) - (len(hues) - 1) / 2) * width
-        style = {"hatch": "///", "facecolor": "white"} if bar["hatched"] else {"facecolor": palette[bar["hue"]]}
-        axis.bar(
-            at,
-            bar["height"],
-            0.9 * width,
-            yerr=bar["sd"],
-            capsize=2,
-            edgecolor=palette[bar["hue"]],
-            ecolor="black",
-            **style,
-        )
-        if bar["fitted"] < bar["runs"] and view.kind != "count":
-            top = bar["height"] + np.nan_to_num(bar["sd"])
-            axis.annotate(
-                f"{bar['fitted']}/{bar['runs']}", (at, top), (0, 2), textcoords="offset points", ha="center", fontsize=7
-            )
+        style = {"hatch": "///", "facecolor": "white"} if bar["hatched"] else {"facecolor": colour}
+        style |= {"edgecolor": colour, "ecolor": "black", "capsize": 2, "yerr": bar["sd"]}
+        axis.bar(at, bar["height"], 0.9 * width, **style)
+        if 0 < bar["fitted"] < bar["runs"] and view.kind != "count":
+            top = at, bar["height"] + np.nan_to_num(bar["sd"])
+            text = {"ha": "center", "fontsize": 7, "textcoords": "offset points"}
+            axis.annotate(f"{bar['fitted']}/{bar['runs']}", top, (0, 2), **text)
     axis.set_xticks(range(len(xs)), [f"{x}" if isinstance(x, str) else f"{x:g}" for x in xs])
-    axis.set(xlabel=LABELS[view.x], ylabel=LABELS[view.metric])
-    if view.metric.endswith("_acc"):
-        axis.set_ylim(0.4, 1.02)
-        axis.axhline(CHANCE, color="grey", linewidth=0.8, linestyle="--", zorder=0)
+    margin = max(0.5, 1.5 - 0.5 * len(xs))  # few bars are not to be wide
+    axis.set(xlabel=LABELS[view.x], ylabel=LABELS[view.metric], xlim=(-margin, len(xs) - 1 + margin))
+    add_range(axis, view, shown)
     if view.hue:
         add_legend(axis, palette, view.hue, shown["hatched"].any())
+
+
+def add_range(axis, view: View, shown) -> None:
+    """Accuracies from below chance, which is marked, to 1; whole numbers of runs; room for the legend on top."""
+    top = np.nanmax(shown["height"] + shown["sd"].fillna(0))
+    if view.metric.endswith("_acc"):
+        axis.set_ylim(0.4, 1.12)
+        axis.set_yticks(np.arange(0.4, 1.01, 0.1))
+        axis.axhline(CHANCE, color="grey", linewidth=0.8, linestyle="--", zorder=0)
+    elif view.kind == "count":
+        axis.set_ylim(0, 1.25 * shown["runs"].max())
+        axis.set_yticks(range(shown["runs"].max() + 1))
+    else:
+        axis.set_ylim(0, 1.25 * top or 1)
 
 
 def add_legend(axis, palette, hue, hatched) -> None:
@@ -155,7 +163,8 @@ def add_legend(axis, palette, hue, hatched) -> None:
     patches = [Patch(color=colour, label=f"{value}") for value, colour in palette.items()]
     if hatched:
         patches.append(Patch(facecolor="white", edgecolor="grey", hatch="///", label="no run fits"))
-    axis.legend(handles=patches, title=LABELS[hue], fontsize=7, title_fontsize=7, framealpha=0.8)
+    style = {"fontsize": 7, "title_fontsize": 7, "loc": "upper center", "ncols": 3 if len(patches) > 5 else 5}
+    axis.legend(handles=patches, title=LABELS[hue], frameon=False, columnspacing=1, handlelength=1.2, **style)
 
 
 def draw_heat(axis, table, view: View) -> None:
@@ -165,16 +174,9 @@ def draw_heat(axis, table, view: View) -> None:
     means = validation_means(table)
     means = means[in_order(means.columns)].sort_index(ascending=False)
     means.index = [f"{size:g}" for size in means.index]
-    sns.heatmap(
-        means,
-        vmin=CHANCE,
-        vmax=1,
-        annot=True,
-        fmt=".2f",
-        cmap="viridis",
-        ax=axis,
-        cbar_kws={"label": LABELS["val_acc"]},
-    )
+    style = {"annot": True, "fmt": ".2f", "cmap": "viridis", "cbar_kws": {"label": LABELS["val_acc"]}}
+    sns.heatmap(means, vmin=CHANCE, vmax=1, ax=axis, **style)
+    axis.tick_params(axis="y", rotation=0)
     axis.set(xlabel=LABELS["o2i"], ylabel=LABELS["num_examples"])
 
 
@@ -183,24 +185,17 @@ def draw_smallest(axis, table, view: View) -> None:
     import seaborn as sns
 
     shown = thresholds(table)
-    order = in_order(shown["o2i"])
-    shown["place"] = shown["o2i"].map(order.index)
-    shown["accuracy"] = shown["level"].map("{:.0%}".format)
-    shown = shown[np.isfinite(shown["size"])]
-    if len(shown):
-        sns.lineplot(
-            shown,
-            x="place",
-            y="size",
-            hue="pooling",
-            style="accuracy",
-            markers=True,
-            palette=colours(in_order(shown["pooling"])),
-            ax=axis,
-        )
-        axis.set_yscale("log")
+    order, hues, sizes = in_order(shown["o2i"]), in_order(shown["pooling"]), sorted(table["num_examples"].unique())
+    shown["place"], shown["accuracy"] = shown["o2i"].map(order.index), shown["level"].map("{:.0%}".format)
+    style = {"hue": "pooling", "hue_order": hues, "palette": colours(hues), "style": "accuracy", "markers": True}
+    sns.lineplot(shown[np.isfinite(shown["size"])], x="place", y="size", ax=axis, **style)
+    axis.set_yscale("log")
+    axis.set_yticks(sizes, [f"{size:g}" for size in sizes])
+    axis.minorticks_off()
     axis.set_xticks(range(len(order)), order)
     axis.set(xlabel=LABELS["o2i"], ylabel=LABELS["num_examples"], xlim=(-0.3, len(order) - 0.7))
+    if axis.get_legend():
+        axis.legend(fontsize=7, loc="lower right", framealpha=0.8)
 
 
 def draw_curves(axis, table, view: View) -> None:

@@ -44,7 +44,7 @@ def run_local(todo: list[Run], jobs: int | None) -> Iterator[tuple[Run, int]]:
     def work(run):
         device = free.get()
         try:
-            print(f"started   {run.name}", flush=True)
+            print(f"started   {run.name}\n", end="", flush=True)  # in one piece, other threads print too
             return runs.execute(run, children, device)
         finally:
             free.put(device)

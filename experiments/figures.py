@@ -156,7 +156,7 @@ def preset_points(name: str, setting: Setting) -> tuple[Point, ...]:
 def change(points, axis: str, values: tuple) -> str:
     """How a flag reads in a setting's label; empty when it only chooses among the points."""
     own = {getattr(point, axis) for point in points if not _is_own(point, axis)}
-    return "" if set(values) <= own else f"--{axis} {' '.join(map(str, values))}"
+    return "" if not own or set(values) <= own else f"--{axis} {' '.join(map(str, values))}"
 
 
 LABELS = {  # column of the results -> how it reads on an axis

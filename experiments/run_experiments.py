@@ -4,6 +4,7 @@ Generates the data sets that are missing, trains the runs that are not done (int
 results/{figure}.csv, draws figures/{figure}.png and judges the paper's claims.
 """
 
+import contextlib
 import shlex
 import sys
 from dataclasses import replace
@@ -60,9 +61,7 @@ def main(argv=None):
     if args.dry_run:
         return print_commands(batches)
     generate({run for batch in batches.values() for run in batch})
-    failures = [
-        f"{run.name} (exit code {code}: {runs.last_words(run)})" for run, code in work(args, plans, batches) if code
-    ]
+    failures = work(args, plans, batches)
     for name, planned in plans.items():
         conclude(name, planned, args.out)
     if failures:
@@ -161,8 +160,8 @@ def generate(todo) -> None:
             raise WorkFailed(f"{words[0]} ended with exit code {code}; the same command continues")
 
 
-def work(args, plans, batches):
-    """Yield each run and its exit code as it ends; tables are written as the results come."""
+def work(args, plans: dict[str, list[Run]], batches: dict[str, list[Run]]) -> list[str]:
+    """Take all runs to their end, writing the tables as results come; returns a line for each that failed."""
     from experiments import executors
 
     if args.executor == "slurm":
@@ -170,15 +169,17 @@ def work(args, plans, batches):
         ended = executors.run_slurm(batches, options)
     else:
         ended = executors.run_local([run for batch in batches.values() for run in batch], args.jobs)
-    for run, code in ended:
-        code = code or (0 if runs.is_done(run) else 1)
-        print(
-            f"{'done     ' if code == 0 else f'failed {code}'} {run.name}{f': {runs.last_words(run)}' if code else ''}",
-            flush=True,
-        )
-        for name, planned in plans.items():
-            tabulate(name, [shared for shared in planned if shared.logdir == run.logdir], args.out)
-        yield run, code
+    failures = []
+    with contextlib.closing(ended):  # so that a signal that arrives here ends the runs, too
+        for run, code in ended:
+            if runs.is_done(run):
+                print(f"done      {run.name}", flush=True)
+            else:
+                failures.append(f"{run.name} (exit code {code}: {runs.last_words(run)})")
+                print(f"failed    {failures[-1]}", flush=True)
+            for name, planned in plans.items():
+                tabulate(name, [shared for shared in planned if shared.logdir == run.logdir], args.out)
+    return failures
 
 
 def tabulate(name: str, planned: list[Run], out: Path) -> None:

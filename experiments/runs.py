@@ -99,10 +99,15 @@ def data_name(point: Point, setting: Setting) -> str:
     if point.data in CROP_DATA:
         return f"{point.data}_{point.canvas}_ratio_{point.ratio}"
     if point.data == "noise":
-        return f"noise_{point.canvas}_{point.num_examples}"
+        return f"noise_{noise_side(point, setting)}_{point.num_examples}"
     named = {"clutter": clutter(point, setting), "scale": setting.scale, "x": setting.duplicates}
     usual = {"clutter": default_clutter(point.canvas), "scale": 1.0, "x": 2}
     return "_".join([f"nmnist_{point.canvas}", *(f"{k}{v:g}" for k, v in named.items() if v != usual[k])])
+
+
+def noise_side(point: Point, setting: Setting) -> int:
+    """Px of a noise canvas: as many as the network gets of an nMNIST canvas."""
+    return round(point.canvas * setting.scale)
 
 
 def data_flags(point: Point, setting: Setting, places: Places) -> dict:
@@ -122,11 +127,11 @@ def generation(run: Run) -> list[str] | None:
     p, s = run.point, run.setting
     if p.data in CROP_DATA:
         return None
-    flags = {"--canvas": p.canvas, "--format": "none", "--out": data_flags(p, s, run.places)["--data_path"]}
+    flags = {"--out": data_flags(p, s, run.places)["--data_path"], "--format": "none"}
     if p.data == "noise":
-        pairs = -(-p.num_examples // 2)
-        return command("data/cluttered_mnist/generate_noise_data.py", flags | {"--num_train": pairs})
-    flags |= {"--distortion-num": clutter(p, s), "--duplicates": s.duplicates, "--scale": s.scale}
+        flags |= {"--canvas": noise_side(p, s), "--num_train": -(-p.num_examples // 2)}  # pairs
+        return command("data/cluttered_mnist/generate_noise_data.py", flags)
+    flags |= {"--canvas": p.canvas, "--distortion-num": clutter(p, s), "--duplicates": s.duplicates, "--scale": s.scale}
     flags |= {"--mnist": run.places.mnist} if run.places.mnist else {}
     cell = 64 if p.canvas % 64 == 0 else 0
     return command("data/cluttered_mnist/generate_data.py", flags | {"--patch-size": cell})

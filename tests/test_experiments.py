@@ -92,7 +92,7 @@ def test_the_commands_say_what_the_points_say(tmp_path):
     assert (args.pooling, args.seed, args.batch_size, args.delayed_step, args.epochs) == ("attention", 3, 8, 4, 200)
     assert run.epochs == 200 * 8
     assert run.commands()[1][0] == "predict_saliency.py"
-    assert runs.generation(run)[1:5] == ["--canvas", "128", "--format", "none"]
+    assert runs.generation(run)[3:7] == ["--format", "none", "--canvas", "128"]
 
 
 def test_runs_are_told_apart_by_their_folders_and_shared_between_figures(tmp_path):
@@ -201,7 +201,7 @@ def test_a_dry_run_prints_the_commands_and_starts_nothing(stub, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("figure4 (paper, --epochs 3): 3 runs, 3 to do, 101,484 training images")
     assert sum(line.startswith("python train_mnist.py") for line in lines) == 3
-    assert lines[1].startswith("python data/cluttered_mnist/generate_data.py --canvas 64")
+    assert lines[1].startswith("python data/cluttered_mnist/generate_data.py --out")
 
 
 def test_sigterm_ends_the_runs_and_the_same_command_continues(tmp_path):
