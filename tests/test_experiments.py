@@ -537,10 +537,16 @@ def slurm(*command):
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
+@pytest.fixture(scope="module")
+def cluster():
+    """A SLURM cluster that answers."""
+    if not shutil.which("sbatch") or subprocess.run(["sinfo"], capture_output=True).returncode:
+        pytest.skip("needs a SLURM cluster: sbatch, and sinfo that answers (SLURM_CONF names the configuration)")
+
+
 @pytest.mark.slow
-@pytest.mark.skipif(not shutil.which("sbatch"), reason="needs a SLURM cluster: sbatch is not there")
 @pytest.mark.parametrize("how", [["scancel"], ["scancel", "--signal=USR2"]], ids=["killed", "preempted"])
-def test_a_slurm_sweep_with_a_job_ended_midway_is_completed(how, tmp_path):
+def test_a_slurm_sweep_with_a_job_ended_midway_is_completed(how, tmp_path, cluster):
     """A preempted job, to which SLURM sends USR2, goes back into the queue; a killed one is submitted again."""
     root, out = tmp_path / "root", tmp_path / "out"
     small = "figure4 --preset small --canvas 40 --width -4 --num_examples 11276 --epochs 12 --mnist digits --seeds 2"
