@@ -10,6 +10,7 @@ from experiments.results import LEVELS, smallest_sets
 from models import POOLINGS
 
 GOOD, LEARNT = 0.7, 0.6  # accuracies that count as "reasonable", and as above chance
+TINY = 1.5  # O2I in percent below which objects count as small
 CONFIRMED, CONTRADICTED, UNDECIDED, NOT_RUN = "confirmed", "contradicted", "undecided", "not yet run"
 MOST = "by more than two standard errors"
 ONCE = f"{MOST} once or more, nowhere the reverse"
@@ -143,12 +144,16 @@ class Wins:
     @property
     def rule(self):
         names = (" and ".join(map(str, values)) for values in (self.better, self.worse))
-        place = "over all runs" if self.at == "all" else f"at {'the ' if self.at != 'each' else ''}{self.at} O2I"
-        learnt = f" with a mean above {LEARNT:g}" if (self.at, self.column) == ("smallest", "test_acc") else ""
-        return f"{LABELS[self.column]}: {' above '.join(names)} {place}{learnt}, {ONCE}"
+        learnt = f" with a mean above {LEARNT:g}" if self.column == "test_acc" else ""
+        smallest = f"at the smallest O2I{learnt}, of those below {TINY:g} %"
+        places = {"all": "over all runs", "each": "at each O2I", "largest": "at the largest O2I", "smallest": smallest}
+        return f"{LABELS[self.column]}: {' above '.join(names)} {places[self.at]}, {ONCE}"
 
     def __call__(self, evidence):
-        places = [{}] if self.at == "all" else [{"o2i": ratio} for ratio in evidence.values("o2i")]
+        ratios = [ratio for ratio in evidence.values("o2i") if self.at != "smallest" or _percent(ratio) < TINY]
+        if not ratios:
+            raise Missing(f"O2I below {TINY:g} %")
+        places = [{}] if self.at == "all" else [{"o2i": ratio} for ratio in ratios]
         found = evidence.means(self.column, self.axis, [*self.better, *self.worse], places)
         places = list(dict.fromkeys(key[:-1] for key in found))
         if self.at == "smallest" and self.column == "test_acc":
@@ -245,12 +250,16 @@ def set_size_grows(evidence):
 def max_fits_most(evidence):
     """max pooling has at least as many runs that fit as every other pooling, and more than one of them"""
     counts = evidence.table.groupby("pooling")["fits"].sum()
+    if "max" not in counts or len(counts) < 2:
+        raise Missing("max and another pooling")
     signs = [int(np.sign(counts["max"] - n)) for n in counts.drop("max")] if counts.any() else []
     return decide(signs), ", ".join(f"{pooling}: {n}" for pooling, n in counts.items())
 
 
 def seeds_agree(evidence):
     """either all seeds fit or none, at nine points of ten"""
+    if len(evidence.values("seed")) < 2:
+        raise Missing("a second seed")
     share = evidence.table.groupby(["o2i", "pooling"])["fits"].mean()
     agree = int(share.isin([0, 1]).sum())
     if not share.any():

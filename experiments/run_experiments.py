@@ -6,6 +6,7 @@ results/{figure}.csv, draws figures/{figure}.png and judges the paper's claims.
 
 import contextlib
 import shlex
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -52,10 +53,11 @@ def parse_args(argv=None):
 
 def main(argv=None):
     args = parse_args(argv)
+    check(args, PRESETS[args.preset].batch_size)
     plans = {name: plan(name, args) for name in dict.fromkeys(args.figures)}
     if not any(plans.values()):
         raise BadInput(f"{' '.join(plans)}: no runs at --preset {args.preset}; nCAMELYON needs --crops")
-    batches = {name: list(batch) for name, batch in outstanding(plans).items()}
+    batches = outstanding(plans)
     for name in plans:
         announce(name, plans[name], batches[name])
     if args.dry_run:
@@ -68,6 +70,16 @@ def main(argv=None):
         raise WorkFailed(f"{len(failures)} runs failed: {'; '.join(failures)}")
 
 
+def check(args, batch_size: int) -> None:
+    """BadInput for values that argparse cannot judge."""
+    if min(args.canvas or [digits.SIDE + 1]) <= digits.SIDE:
+        raise BadInput(f"--canvas {min(args.canvas)}: expected more than the {digits.SIDE} px of a digit")
+    if args.crops and not args.crops.is_dir():
+        raise BadInput(f"--crops {args.crops}: no such folder")
+    if args.batch_size and batch_size % args.batch_size:
+        raise BadInput(f"--batch_size {args.batch_size}: expected a divisor of the setting's {batch_size}")
+
+
 def plan(name: str, args) -> list[Run]:
     """All runs of a figure, the first seed of every point first. Its label says what the flags changed."""
     preset = PRESETS[args.preset]
@@ -78,12 +90,6 @@ def plan(name: str, args) -> list[Run]:
     setting = replace(preset, seeds=seeds, epochs=args.epochs or preset.epochs)
     changes += [f"--epochs {setting.epochs}"] if setting.epochs != preset.epochs else []
     setting = replace(setting, label=", ".join(filter(None, [preset.label, *changes])))
-    if min(args.canvas or [digits.SIDE + 1]) <= digits.SIDE:
-        raise BadInput(f"--canvas {min(args.canvas)}: expected more than the {digits.SIDE} px of a digit")
-    if args.crops and not args.crops.is_dir():
-        raise BadInput(f"--crops {args.crops}: no such folder")
-    if args.batch_size and setting.batch_size % args.batch_size:
-        raise BadInput(f"--batch_size {args.batch_size}: expected a divisor of the setting's {setting.batch_size}")
     places = Places(
         args.root.absolute(), args.mnist, args.crops and args.crops.absolute(), args.batch_size, args.workers
     )
@@ -155,7 +161,7 @@ def generate(todo) -> None:
     """Generate the data sets that are missing; what is there is checked by the generators."""
     for words in generations(todo):
         print(f"$ python {shlex.join(words)}", flush=True)
-        code = runs.Children().call(words)
+        code = runs.Children().call(words, stdout=subprocess.DEVNULL)  # which ends in advice on what to type next
         if code:
             raise WorkFailed(f"{words[0]} ended with exit code {code}; the same command continues")
 
