@@ -31,6 +31,7 @@ SMALLER = {  # flag -> value that replaces the README's: paths, sizes, epochs an
     "--epochs": "1",
     "--width": "-2",
 }
+SWEEP = "--canvas 40 --num_examples 11276 --seeds 1 --epochs 1"  # all images the digits give, once
 PATHS = {"CAMELYON17": "slides", "level3_size_512": "level3_size_64"}
 TRAINED = ("train_mnist.py", "train_camelyon.py")
 
@@ -52,6 +53,8 @@ def smaller(line):
             words[i + 1] = SMALLER[word]
     if any(script in words for script in TRAINED):
         words += [word for flag in ("-e", "--width") if flag not in words for word in (flag, SMALLER[flag])]
+    if "experiments/run_experiments.py" in words:
+        words += SWEEP.split()
     return words
 
 

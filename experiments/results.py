@@ -1,0 +1,104 @@
+"""Finished runs -> experiments/results/{figure}.csv, a row each: all that figures, claims and tables are made from."""
+
+from dataclasses import asdict
+from pathlib import Path
+
+from common.cli import BadInput
+from common.files import read_json, write_csv
+from experiments import runs
+from experiments.runs import Run
+
+FITS = 0.99  # a run fits when its running training accuracy exceeds this in some epoch
+LEVELS = (0.7, 0.85)  # validation accuracies of figures 6 and 15
+LEARNT = 0.7  # figures 6, 14 and 15 count runs above this training accuracy
+CONFIGURATION = (
+    *("setting", "data", "canvas", "ratio", "o2i", "clutter", "num_examples", "balance", "receptive_field", "pooling"),
+    *("width", "precision", "norm", "opt", "lr", "batch_size", "scale", "epochs", "seed"),
+)
+SCORES = (
+    *("best_epoch", "train_acc", "val_acc", "test_acc", "test_auc", "fits", "epochs_to_fit", "mean_running_acc"),
+    *("localization_ap", "seconds", "device"),
+)
+CURVE = ("epoch", "train_running_acc", "val_acc")
+
+
+def configuration(run: Run) -> dict:
+    """The columns that tell runs apart."""
+    point, setting = run.point, run.setting
+    known = asdict(setting) | asdict(point) | {"o2i": point.o2i, "seed": run.seed, "epochs": run.epochs}
+    known |= {"setting": setting.label, "clutter": None if point.data != "nmnist" else runs.clutter(point, setting)}
+    return {name: known[name] for name in CONFIGURATION}
+
+
+def row(run: Run) -> dict:
+    """A finished run's line of the results."""
+    stats = runs.history(run)
+    best = stats.loc[stats["eval_acc"].idxmax()]
+    fitted = stats["epoch"][stats["train_running_acc"] > FITS]
+    scores = runs.localization(run) or {}
+    return configuration(run) | {
+        **{"best_epoch": int(best["epoch"]), "train_acc": best["train_acc"], "val_acc": best["eval_acc"]},
+        **{"test_acc": best["test_acc"], "test_auc": best["test_auc"], "fits": len(fitted) > 0},
+        **{"epochs_to_fit": None if fitted.empty else int(fitted.iloc[0])},
+        "mean_running_acc": stats["train_running_acc"].mean(),
+        "localization_ap": scores.get("average_precision"),
+        "seconds": round(stats["seconds"].sum(), 1),
+        "device": read_json(run.logdir / "config.json")["device"],
+    }
+
+
+def curve(run: Run) -> list[dict]:
+    """A finished run's epochs, a line each."""
+    stats = runs.history(run).rename(columns={"eval_acc": "val_acc"})
+    return [configuration(run) | line for line in stats[list(CURVE)].to_dict("records")]
+
+
+def update(path: Path, rows: list[dict], columns=CONFIGURATION + SCORES) -> None:
+    """Add rows to a table, in place of those of the same configuration (and epoch), sorted so that diffs are small."""
+    import pandas as pd
+
+    key = [name for name in (*CONFIGURATION, "epoch") if name in columns]
+    table = pd.DataFrame(rows, columns=columns)
+    if path.exists():
+        table = pd.concat([read(path), table], ignore_index=True)
+    text = table[key].astype("string").fillna("")  # empty cells are equal, too
+    table = table.loc[text.drop_duplicates(keep="last").index]
+    table = table.sort_values(key, key=lambda column: column.astype(str) if column.dtype == object else column)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_csv(path, table.round(5).to_dict("records"), columns)
+
+
+def path_of(out: Path, name: str) -> Path:
+    """Where the results of a figure lie."""
+    return out / "results" / f"{name}.csv"
+
+
+def load(out: Path, name: str):
+    """A figure's table of results, None when there is none."""
+    path = path_of(out, name)
+    return read(path) if path.exists() else None
+
+
+def read(path: Path):
+    """A table of results. BadInput when a column is missing."""
+    import pandas as pd
+
+    table = pd.read_csv(path, dtype={"ratio": str, "o2i": str})
+    missing = [name for name in CONFIGURATION if name not in table]
+    if missing:
+        raise BadInput(f"{path}: no table of results, its columns lack {', '.join(missing)}")
+    return table
+
+
+def validation_means(table):
+    """Mean validation accuracy of the runs above LEARNT: a row per training-set size, a column per O2I."""
+    rows = table[table["train_acc"] > LEARNT]
+    return rows.pivot_table(index="num_examples", columns="o2i", values="val_acc", aggfunc="mean")
+
+
+def smallest_sets(table, level: float) -> dict[str, float]:
+    """O2I -> the smallest training set whose mean validation accuracy reaches the level, infinity when none does."""
+    means, sizes = validation_means(table), dict.fromkeys(table["o2i"], float("inf"))
+    return sizes | {
+        ratio: float(means.index[means[ratio] >= level].min()) for ratio in means if (means[ratio] >= level).any()
+    }

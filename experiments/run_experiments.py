@@ -1,0 +1,222 @@
+"""Run the paper's experiments: run_experiments.py figure4 --preset small
+
+Generates the data sets that are missing, trains the runs that are not done (interrupted ones continue), writes
+results/{figure}.csv, draws figures/{figure}.png and judges the paper's claims.
+"""
+
+import contextlib
+import shlex
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from common import cli
+from common.cli import BadInput, WorkFailed
+from data.cluttered_mnist import digits
+from experiments import figures, plot_results, runs
+from experiments.figures import AXES, CROP_DATA, FIGURES, PRESETS, Point
+from experiments.runs import Places, Run
+
+REAL_SLIDES = 100  # negatives of CAMELYON17 come from 197 training slides, made ones from a handful
+
+
+def parse_args(argv=None):
+    parser = cli.ArgumentParser(description=__doc__)
+    add = parser.add_argument
+    add("figures", nargs="+", choices=FIGURES, help="which")
+    add("--preset", choices=PRESETS, default="paper", help="the paper's settings, or few points at settings for a CPU")
+    add("--seeds", type=cli.positive, help="how many seeds (default: the preset's)")
+    add("--epochs", "-e", type=cli.positive, help="epochs at 11,276 images (default: the preset's)")
+    for axis, reading in AXES.items():
+        add(f"--{axis}", nargs="+", **{**reading, "help": f"{reading['help']}, in place of the preset's"})
+    add("--crops", type=cli.path, help="folder of level3_size_S_ratio_LO_HI/ and neg_S/ for each crop size S")
+    add("--mnist", help="folder of the four MNIST files, or 'digits' (default: generate_data.py's)")
+    add("--root", type=cli.path, default=Path("runs/paper"), help="folder of data sets and run folders")
+    plot_results.add_out_flag(parser)
+    add("--dry_run", action="store_true", help="print the runs, their images, hours and disk, and end")
+    add("--executor", choices=["local", "slurm"], default="local", help="this machine's devices, or SLURM job arrays")
+    add("--jobs", type=cli.positive, help="runs at a time (default: a GPU each, or a CPU core; with SLURM all)")
+    add("--batch_size", "-b", type=cli.positive, help="images at a time, accumulated to the setting's batch")
+    cli.add_workers_flag(parser, 0, help="processes of each run that render images, 0 = none")
+    slurm = parser.add_argument_group("SLURM")
+    slurm.add_argument("--partition", help="partition (default: the cluster's)")
+    slurm.add_argument(
+        "--time", type=cli.positive, default=24 * 60, help="minutes a job may take before it is requeued"
+    )
+    slurm.add_argument("--gpus", type=cli.natural, default=1, help="GPUs of a job")
+    slurm.add_argument("--cpus", type=cli.positive, default=4, help="CPU cores of a job")
+    return parser.parse_args(argv)
+
+
+def main(argv=None):
+    args = parse_args(argv)
+    check(args, PRESETS[args.preset].batch_size)
+    plans = {name: plan(name, args) for name in dict.fromkeys(args.figures)}
+    if not any(plans.values()):
+        raise BadInput(f"{' '.join(plans)}: no runs at --preset {args.preset}; nCAMELYON needs --crops")
+    batches = outstanding(plans)
+    for name in plans:
+        announce(name, plans[name], batches[name])
+    if args.dry_run:
+        return print_commands(batches)
+    generate({run for batch in batches.values() for run in batch})
+    failures = work(args, plans, batches)
+    for name, planned in plans.items():
+        conclude(name, planned, args.out)
+    if failures:
+        raise WorkFailed(f"{len(failures)} runs failed: {'; '.join(failures)}")
+
+
+def check(args, batch_size: int) -> None:
+    """BadInput for values that argparse cannot judge."""
+    if min(args.canvas or [digits.SIDE + 1]) <= digits.SIDE:
+        raise BadInput(f"--canvas {min(args.canvas)}: expected more than the {digits.SIDE} px of a digit")
+    if args.crops and not args.crops.is_dir():
+        raise BadInput(f"--crops {args.crops}: no such folder")
+    if args.batch_size and batch_size % args.batch_size:
+        raise BadInput(f"--batch_size {args.batch_size}: expected a divisor of the setting's {batch_size}")
+
+
+def plan(name: str, args) -> list[Run]:
+    """All runs of a figure, the first seed of every point first. Its label says what the flags changed."""
+    preset = PRESETS[args.preset]
+    points = figures.preset_points(name, preset)
+    axes = {axis: tuple(getattr(args, axis)) for axis in AXES if getattr(args, axis)}
+    changes = [figures.change(points, axis, values) for axis, values in axes.items()]
+    seeds = args.seeds or FIGURES[name].seeds or preset.seeds
+    setting = replace(preset, seeds=seeds, epochs=args.epochs or preset.epochs)
+    changes += [f"--epochs {setting.epochs}"] if setting.epochs != preset.epochs else []
+    setting = replace(setting, label=", ".join(filter(None, [preset.label, *changes])))
+    places = Places(
+        args.root.absolute(), args.mnist, args.crops and args.crops.absolute(), args.batch_size, args.workers
+    )
+    points = [found for point in figures.with_axes(points, axes) if (found := at_hand(point, places.crops))]
+    localise = FIGURES[name].localise
+    return [Run(point, setting, seed, localise, places) for seed in runs.seeds(setting) for point in points]
+
+
+def at_hand(point: Point, crops: Path | None) -> Point | None:
+    """The point when its data are there or can be generated; crops of made slides are called so."""
+    if point.data not in CROP_DATA:
+        return point
+    if crops is None or not runs.positives(point, crops).is_dir():
+        return None
+    return point if slides_of_negatives(crops / f"neg_{point.canvas}") >= REAL_SLIDES else replace(point, data="made")
+
+
+def slides_of_negatives(folder: Path) -> int:
+    """How many slides the training negatives are cut from."""
+    import pandas as pd
+
+    if not (folder / "crops.csv").exists():
+        raise BadInput(f"--crops: {folder / 'crops.csv'} is missing, expected what extract_basic_neg_crops.py writes")
+    table = pd.read_csv(folder / "crops.csv")
+    return table.loc[table["split"] == "train", "slide"].nunique()
+
+
+def outstanding(plans: dict[str, list[Run]]) -> dict[str, list[Run]]:
+    """What is not done yet; a run that figures share is the first one's, with saliency maps if one needs them."""
+    localised = {run.logdir for planned in plans.values() for run in planned if run.localise}
+    batches, seen = {}, set()
+    for name, planned in plans.items():
+        merged = [replace(run, localise=run.logdir in localised) for run in planned]
+        batches[name] = [run for run in merged if run.logdir not in seen and not runs.is_done(run)]
+        seen |= {run.logdir for run in merged}
+    return batches
+
+
+def announce(name: str, planned: list[Run], todo: list[Run]) -> None:
+    """Say what the figure takes, by the estimates of estimate.py."""
+    from experiments import estimate
+
+    if not planned:
+        print(f"{name}: no runs; nCAMELYON needs --crops")
+        return
+    setting, parts = planned[0].setting, [(run, estimate.left(run)) for run in todo]
+    images, hours = (sum(size(run) * left for run, left in parts) for size in (estimate.images, estimate.hours))
+    print(
+        f"{name} ({setting.label}): {len(planned)} runs, {len(todo)} to do, {images:,.0f} training images,"
+        f" {hours:,.1f} h on one device of {setting.tflops:g} TFLOP/s, {estimate.disk(todo) / 1e9:.2g} GB of disk",
+        flush=True,
+    )
+
+
+def print_commands(batches: dict[str, list[Run]]) -> None:
+    """Print everything that would be started, as it could be typed."""
+    todo = [run for batch in batches.values() for run in batch]
+    for words in [*generations(todo), *(words for run in todo for words in run.commands())]:
+        print(f"python {shlex.join(words)}")
+
+
+def generations(todo) -> list[list[str]]:
+    """The commands that generate the runs' data sets, each once."""
+    found = {shlex.join(words): words for run in todo if (words := runs.generation(run))}
+    return [found[line] for line in sorted(found)]
+
+
+def generate(todo) -> None:
+    """Generate the data sets that are missing; what is there is checked by the generators."""
+    for words in generations(todo):
+        print(f"$ python {shlex.join(words)}", flush=True)
+        code = runs.Children().call(words, stdout=subprocess.DEVNULL)  # which ends in advice on what to type next
+        if code:
+            raise WorkFailed(f"{words[0]} ended with exit code {code}; the same command continues")
+
+
+def work(args, plans: dict[str, list[Run]], batches: dict[str, list[Run]]) -> list[str]:
+    """Take all runs to their end, writing the tables as results come; returns a line for each that failed."""
+    from experiments import executors
+
+    if args.executor == "slurm":
+        options = executors.SlurmOptions(args.partition, args.time, args.gpus, args.cpus, args.jobs)
+        ended = executors.run_slurm(batches, options)
+    else:
+        ended = executors.run_local([run for batch in batches.values() for run in batch], args.jobs)
+    failures = []
+    with contextlib.closing(ended):  # so that a signal that arrives here ends the runs, too
+        for run, code in ended:
+            if runs.is_done(run):
+                print(f"done      {run.name}", flush=True)
+            else:
+                failures.append(f"{run.name} (exit code {code}: {runs.last_words(run)})")
+                print(f"failed    {failures[-1]}", flush=True)
+            for name, planned in plans.items():
+                tabulate(name, [shared for shared in planned if shared.logdir == run.logdir], args.out)
+    return failures
+
+
+def tabulate(name: str, planned: list[Run], out: Path) -> None:
+    """Write the finished runs into the figure's tables."""
+    from experiments import results
+
+    done = [run for run in planned if runs.is_done(run)]
+    if not done:
+        return
+    results.update(results.path_of(out, name), [results.row(run) for run in done])
+    if any(view.kind == "curves" for view in FIGURES[name].views):
+        lines = [line for run in done for line in results.curve(run)]
+        results.update(results.path_of(out, f"{name}_curves"), lines, results.CONFIGURATION + results.CURVE)
+
+
+def conclude(name: str, planned: list[Run], out: Path) -> None:
+    """Tabulate runs that were done before, draw the figure and print the verdict on each of its claims."""
+    from experiments import claims, results
+
+    tabulate(name, planned, out)
+    table = results.load(out, name)
+    if table is None:
+        return
+    for path in plot_results.draw_figure(name, out):
+        print(f"wrote {path}")
+    for claim in claims.CLAIMS:
+        if claim.figure == name:
+            for setting, rows in table.groupby("setting"):
+                verdict, numbers = claims.judge(claim, rows)
+                print(f"{name} ({setting}): {verdict}: {claim.text} ({numbers})")
+
+
+if __name__ == "__main__":
+    cli.run(main)
