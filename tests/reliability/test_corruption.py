@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
+import train_mnist
 from common import manifest
 from common.cli import BadInput
 from common.manifest import Manifest
@@ -92,6 +93,16 @@ def test_verify_finds_damage_also_where_training_does_not_read(own):
     (own / "val_0.npz").unlink()
     with pytest.raises(BadInput, match=r"val_0.npz: No such file or directory \(1 of \d+ files are bad\)"):
         Manifest(own).verify()
+
+
+@pytest.mark.parametrize("content", ["an unread canvas", "no manifest"])
+def test_the_flag_verifies_before_it_trains(own, tmp_path, content):
+    name = "train_0.npz" if content == "an unread canvas" else "manifest.json"
+    (own / name).unlink()
+    flags = ["--data_path", own, "--logdir", tmp_path / "run", "--source", "recipe", "--workers", "0", "--verify"]
+    with pytest.raises(BadInput, match=r"train_0\.npz: No such file.*\(1 of 385|--verify: .* has no manifest\.json"):
+        train_mnist.main(list(map(str, flags)))
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_damaged_manifest_changes_no_image(own):
