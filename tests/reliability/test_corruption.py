@@ -3,6 +3,8 @@
 import argparse
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +20,7 @@ from data.camelyon import dataset as camelyon
 from data.cluttered_mnist import dataset, generate_data
 from reliability.harness import contents
 
+ROOT = Path(__file__).parents[2]
 SMALL = "--mnist digits --canvas 64 --distortion-num 3 --patch-size 32 --duplicates 1 --workers 1"
 
 
@@ -202,3 +205,15 @@ def test_crops_masks_and_their_table(crops, folder):
     (path / "crops.csv").write_text((path / "crops.csv").read_text().replace("node_1", "node_2"))
     with pytest.raises(BadInput, match=r"crops\.csv: damaged or another file"):
         read()
+
+
+@pytest.mark.slow
+def test_a_run_on_a_damaged_canvas_ends_in_one_line_and_at_once(own, tmp_path):
+    """Its loader processes are still at work."""
+    content = (own / "train_9.npz").read_bytes()
+    (own / "train_9.npz").write_bytes(content[:60] + b"x" + content[61:])
+    flags = ["--data_path", own, "--logdir", tmp_path / "run", "--source", "files", "--workers", "2", "--width", "-4"]
+    command = [sys.executable, ROOT / "train_mnist.py", *flags]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30)
+    assert done.returncode == 2
+    assert re.fullmatch(r"train_mnist\.py: .*train_9\.npz: damaged or another file, .*\n", done.stderr)
