@@ -7,10 +7,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from synthetic import fit
+import torch
+from synthetic import fit, make_args, make_loaders, make_model
 
 import train
-from common import checkpoint, resume, signals
+from common import checkpoint, device, resume, signals
 from common.cli import BadInput, WorkFailed
 from reliability.harness import assert_same_run
 
@@ -188,3 +189,18 @@ def test_a_second_run_on_a_log_folder_names_the_first(tmp_path):
         first.kill()
     fit(tmp_path, "-e", 1)  # the kernel released the lock
     assert not (tmp_path / ".lock").exists()
+
+
+@pytest.mark.parametrize("pooling", ["max", "mean", "logsumexp", "attention"])
+def test_no_part_of_a_network_refuses_the_deterministic_kernels(tmp_path, pooling):
+    """On a CPU; the kernels of a GPU may still."""
+    try:
+        device.select("cpu", deterministic=True)
+        runs = [tmp_path / name for name in ("one", "two")]
+        for logdir in runs:
+            args = make_args(logdir, "-e", 1, "--pooling", pooling, "--deterministic")
+            train.fit(make_model(args), make_loaders(args), args, device.select("cpu", "float32", args.deterministic))
+            assert torch.are_deterministic_algorithms_enabled()
+        assert_same_run(*runs)
+    finally:
+        device.select("cpu")
