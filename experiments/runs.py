@@ -1,7 +1,6 @@
 """One training run of a sweep: its folder, the commands a user would type for it, how far it is, its outcome."""
 
 import contextlib
-import fcntl
 import os
 import shlex
 import subprocess
@@ -10,6 +9,8 @@ import threading
 from dataclasses import dataclass
 from pathlib import Path
 
+from common import lock
+from common.cli import BadInput
 from common.files import atomic_open, make_folder, read_json
 from data.cluttered_mnist.placements import default_clutter
 from data.loaders import shrinkage
@@ -17,7 +18,7 @@ from experiments.figures import CROP_DATA, Point, Setting
 
 ROOT = Path(__file__).resolve().parents[1]
 IN_USE = 75  # outcome of a run that another process is working on
-OUTCOME = "exit_code.txt"
+OUTCOME, LOCK = "exit_code.txt", ".sweep.lock"
 
 
 @dataclass(frozen=True)
@@ -212,17 +213,14 @@ def execute(run: Run, children: Children, environment: dict[str, str], **options
 
     IN_USE when another process works on it. The commands continue what an earlier attempt left.
     """
-    make_folder(run.logdir)
     with contextlib.ExitStack() as stack:
-        lock = stack.enter_context((run.logdir / ".lock").open("w"))
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+            stack.enter_context(lock.held(run.logdir, "--root", LOCK))
+        except BadInput:
             return IN_USE
         forget_outcome(run)
         log = stack.enter_context((run.logdir / "output.log").open("a"))
-        # the child inherits the lock: should this process be killed, the run stays in use until the child ends
-        options |= {"stdout": log, "stderr": log, "pass_fds": [lock.fileno()], "env": os.environ | environment}
+        options |= {"stdout": log, "stderr": log, "env": os.environ | environment}
         code = 0
         for words in run.commands():
             print(f"$ python {shlex.join(words)}", file=log, flush=True)

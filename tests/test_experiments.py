@@ -13,7 +13,7 @@ import pytest
 from matplotlib.figure import Figure as Canvas
 
 import train_mnist
-from common import cli
+from common import cli, lock
 from common.cli import WorkFailed
 from experiments import claims, drawing, estimate, figures, plot_results, results, run_experiments, runs, tables
 from experiments.figures import FIGURES, PAPER, SMALL, Point
@@ -184,14 +184,10 @@ def test_fewer_epochs_are_read_from_a_longer_run(stub):
 
 
 def test_a_run_in_use_is_left_alone(stub, tmp_path):
-    import fcntl
-
     run = plan("figure4", "--canvas", "64", "--epochs", "3", "--root", str(tmp_path / "root"))[0]
-    run.logdir.mkdir(parents=True)
-    with (run.logdir / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        with pytest.raises(WorkFailed, match=rf"_s1 \(exit code {runs.IN_USE}"):
-            stub()
+    in_use = pytest.raises(WorkFailed, match=rf"_s1 \(exit code {runs.IN_USE}")
+    with lock.held(run.logdir, "--root", runs.LOCK), in_use:
+        stub()
     assert stub.calls == ["s2", "s3"]
 
 
