@@ -7,8 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import synthetic
 import torch
-from synthetic import fit, make_args, make_loaders, make_model
+from synthetic import make_args, make_loaders, make_model
 
 import train
 from common import checkpoint, device, resume, signals
@@ -17,6 +18,11 @@ from reliability.harness import assert_same_run
 
 ROOT = Path(__file__).parents[2]
 FLAGS = ("-e", 2, "--dropout", "--grad_variance", "--delayed_step", 2, "-b", 4)  # 4 steps an epoch
+
+
+def fit(logdir, *flags):
+    """Train a narrow network on squares."""
+    return synthetic.fit(logdir, "--width", "-4", *flags)
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +151,7 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_processes_of_torchrun_save_at_the_same_step(tmp_path):
     """SIGTERM reaches each of them at a time of its own."""
-    flags = ["-e", "2", "--dropout", "-b", "2"]  # 16 steps an epoch
+    flags = ["-e", "2", "--dropout", "-b", "2", "--width", "-4"]  # 16 steps an epoch
     script = tmp_path / "job.py"
     script.write_text(
         "import os, signal, sys, synthetic, train\nfrom common import cli\n"
@@ -198,7 +204,7 @@ def test_no_part_of_a_network_refuses_the_deterministic_kernels(tmp_path, poolin
         device.select("cpu", deterministic=True)
         runs = [tmp_path / name for name in ("one", "two")]
         for logdir in runs:
-            args = make_args(logdir, "-e", 1, "--pooling", pooling, "--deterministic")
+            args = make_args(logdir, "-e", 1, "--width", "-4", "--pooling", pooling, "--deterministic")
             train.fit(make_model(args), make_loaders(args), args, device.select("cpu", "float32", args.deterministic))
             assert torch.are_deterministic_algorithms_enabled()
         assert_same_run(*runs)
