@@ -6,7 +6,6 @@ Source: Pawlowski et al. 2019, Table 3; Brendel & Bethge 2019. Parameter names a
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from common.cli import BadInput
 
@@ -121,6 +120,8 @@ class BagNet(nn.Module):
     def run(self, part, *inputs):
         """part(*inputs), one of the parts between which activations are kept."""
         if self.recompute and torch.is_grad_enabled():
+            from torch.utils.checkpoint import checkpoint  # older versions take most of a second to import it
+
             return checkpoint(part, *inputs, use_reentrant=False)
         return part(*inputs)
 

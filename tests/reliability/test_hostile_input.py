@@ -305,7 +305,7 @@ LAUGHS = '<!ENTITY d "lol">' + "".join(
     f'<!ENTITY {b} "{f"&{a};" * 10}">' for a, b in zip("dcbazyxwv", "cbazyxwve", strict=True)
 )
 OUTLINE = '<Annotation Type="Polygon" PartOfGroup="metastases"><Coordinates>{}</Coordinates></Annotation>'
-ZIGZAG = "".join(f'<Coordinate Order="{i}" X="{i % 1000}" Y="{(i % 2) * 1000000}"/>' for i in range(200_000))
+ZIGZAG = "".join(f'<Coordinate Order="{i}" X="{i % 1000}" Y="{(i % 2) * 1000000}"/>' for i in range(70_000))
 ASAP = "<ASAP_Annotations><Annotations>{}</Annotations></ASAP_Annotations>"
 
 
