@@ -109,7 +109,7 @@ def run(main) -> None:
 
     Errors of the user's making are one line on stderr; anything unforeseen keeps its traceback.
     """
-    handler, hook = signals.listen(signal.SIGTERM), sys.unraisablehook
+    handler, hook, others = signals.listen(signal.SIGTERM), sys.unraisablehook, multiprocessing.active_children()
     sys.unraisablehook = signals.send_again
     if sys.stdout:  # it may be closed
         sys.stdout.reconfigure(errors="backslashreplace")  # a name that the terminal cannot show is no error
@@ -121,9 +121,20 @@ def run(main) -> None:
         if not signals.told() and not isinstance(error, signals.Terminated):
             raise
         _leave(_complain("terminated; the same command continues", 143))
+    finally:
+        _end_children(others)
     signal.signal(signal.SIGTERM, handler)
     sys.unraisablehook = hook
     sys.exit(code)
+
+
+def _end_children(others):
+    """End the loader processes that an error left; they heed SIGTERM late, and torch would report their end."""
+    handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    for child in set(multiprocessing.active_children()).difference(others):
+        child.kill()
+        child.join()
+    signal.signal(signal.SIGCHLD, handler)
 
 
 def _exit_code(main):

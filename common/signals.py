@@ -25,7 +25,7 @@ class _State:
 
 def listen(number: int):
     """Let `_receive` handle a signal of this process; returns the handler before it."""
-    _State.process = os.getpid()
+    _State.process, _State.told = os.getpid(), False
     return signal.signal(number, _receive)
 
 

@@ -3,6 +3,8 @@
 import argparse
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
+import train_mnist
 from common import manifest
 from common.cli import BadInput
 from common.manifest import Manifest
@@ -17,6 +20,7 @@ from data.camelyon import dataset as camelyon
 from data.cluttered_mnist import dataset, generate_data
 from reliability.harness import contents
 
+ROOT = Path(__file__).parents[2]
 SMALL = "--mnist digits --canvas 64 --distortion-num 3 --patch-size 32 --duplicates 1 --workers 1"
 
 
@@ -92,6 +96,16 @@ def test_verify_finds_damage_also_where_training_does_not_read(own):
     (own / "val_0.npz").unlink()
     with pytest.raises(BadInput, match=r"val_0.npz: No such file or directory \(1 of \d+ files are bad\)"):
         Manifest(own).verify()
+
+
+@pytest.mark.parametrize("content", ["an unread canvas", "no manifest"])
+def test_the_flag_verifies_before_it_trains(own, tmp_path, content):
+    name = "train_0.npz" if content == "an unread canvas" else "manifest.json"
+    (own / name).unlink()
+    flags = ["--data_path", own, "--logdir", tmp_path / "run", "--source", "recipe", "--workers", "0", "--verify"]
+    with pytest.raises(BadInput, match=r"train_0\.npz: No such file.*\(1 of 385|--verify: .* has no manifest\.json"):
+        train_mnist.main(list(map(str, flags)))
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_damaged_manifest_changes_no_image(own):
@@ -191,3 +205,15 @@ def test_crops_masks_and_their_table(crops, folder):
     (path / "crops.csv").write_text((path / "crops.csv").read_text().replace("node_1", "node_2"))
     with pytest.raises(BadInput, match=r"crops\.csv: damaged or another file"):
         read()
+
+
+@pytest.mark.slow
+def test_a_run_on_a_damaged_canvas_ends_in_one_line_and_at_once(own, tmp_path):
+    """Its loader processes are still at work."""
+    content = (own / "train_9.npz").read_bytes()
+    (own / "train_9.npz").write_bytes(content[:60] + b"x" + content[61:])
+    flags = ["--data_path", own, "--logdir", tmp_path / "run", "--source", "files", "--workers", "2", "--width", "-4"]
+    command = [sys.executable, ROOT / "train_mnist.py", *flags]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30)
+    assert done.returncode == 2
+    assert re.fullmatch(r"train_mnist\.py: .*train_9\.npz: damaged or another file, .*\n", done.stderr)

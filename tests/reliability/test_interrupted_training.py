@@ -7,15 +7,22 @@ import sys
 from pathlib import Path
 
 import pytest
-from synthetic import fit
+import synthetic
+import torch
+from synthetic import make_args, make_loaders, make_model
 
 import train
-from common import checkpoint, resume, signals
+from common import checkpoint, device, resume, signals
 from common.cli import BadInput, WorkFailed
 from reliability.harness import assert_same_run
 
 ROOT = Path(__file__).parents[2]
 FLAGS = ("-e", 2, "--dropout", "--grad_variance", "--delayed_step", 2, "-b", 4)  # 4 steps an epoch
+
+
+def fit(logdir, *flags):
+    """Train a narrow network on squares."""
+    return synthetic.fit(logdir, "--width", "-4", *flags)
 
 
 @pytest.fixture(scope="module")
@@ -144,7 +151,7 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_processes_of_torchrun_save_at_the_same_step(tmp_path):
     """SIGTERM reaches each of them at a time of its own."""
-    flags = ["-e", "2", "--dropout", "-b", "2"]  # 16 steps an epoch
+    flags = ["-e", "2", "--dropout", "-b", "2", "--width", "-4"]  # 16 steps an epoch
     script = tmp_path / "job.py"
     script.write_text(
         "import os, signal, sys, synthetic, train\nfrom common import cli\n"
@@ -188,3 +195,18 @@ def test_a_second_run_on_a_log_folder_names_the_first(tmp_path):
         first.kill()
     fit(tmp_path, "-e", 1)  # the kernel released the lock
     assert not (tmp_path / ".lock").exists()
+
+
+@pytest.mark.parametrize("pooling", ["max", "mean", "logsumexp", "attention"])
+def test_no_part_of_a_network_refuses_the_deterministic_kernels(tmp_path, pooling):
+    """On a CPU; the kernels of a GPU may still."""
+    try:
+        device.select("cpu", deterministic=True)
+        runs = [tmp_path / name for name in ("one", "two")]
+        for logdir in runs:
+            args = make_args(logdir, "-e", 1, "--width", "-4", "--pooling", pooling, "--deterministic")
+            train.fit(make_model(args), make_loaders(args), args, device.select("cpu", "float32", args.deterministic))
+            assert torch.are_deterministic_algorithms_enabled()
+        assert_same_run(*runs)
+    finally:
+        device.select("cpu")

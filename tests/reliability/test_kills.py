@@ -27,5 +27,5 @@ def test_extraction(tmp_path):
 def test_training(tmp_path):
     flags = "--mnist digits --canvas 32 --distortion-num 1 --duplicates 1 --format none --workers 1"
     generate_data.main([*flags.split(), "--out", str(tmp_path / "data")])
-    target = kills.training(tmp_path / "data", 2)
+    target = kills.training(tmp_path / "data", 1)
     print(kills.kill_until_done(target, tmp_path / "whole", tmp_path, KILLS))

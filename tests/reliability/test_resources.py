@@ -37,7 +37,7 @@ def disk(tmp_path):
 
 def fit(logdir, *flags):
     """Train on squares, as a command."""
-    args = make_args(logdir, *flags)
+    args = make_args(logdir, "--width", "-4", *flags)
     train.fit(make_model(args), make_loaders(args), args, device.select("cpu"))
 
 
@@ -71,7 +71,7 @@ def test_a_disk_that_is_full_as_a_run_writes(tmp_path, name):
 
 def test_a_small_disk_fills_up_with_checkpoints_and_events(disk, tmp_path):
     """A real one: the last good checkpoint stays, and is continued from elsewhere."""
-    logdir = disk("40m") / "run"  # two checkpoints of 12 MB fit, and no third
+    logdir = disk("2m") / "run"  # a checkpoint has 0.8 MB
     fit(logdir, "-e", 1)
     shutil.copy(logdir / "best_checkpoint.pth", logdir / "filler")
     outcome = run_fit(logdir, "-e", 9)
