@@ -146,7 +146,7 @@ def add_range(axis, view: View, shown) -> None:
     """Accuracies from below chance, which is marked, to 1; whole numbers of runs; room for the legend on top."""
     top = np.nanmax(shown["height"] + shown["sd"].fillna(0))
     if view.metric.endswith("_acc"):
-        axis.set_ylim(0.4, 1.12)
+        axis.set_ylim(0.4, 1.12 if view.hue else 1.02)
         axis.set_yticks(np.arange(0.4, 1.01, 0.1))
         axis.axhline(CHANCE, color="grey", linewidth=0.8, linestyle="--", zorder=0)
     elif view.kind == "count":

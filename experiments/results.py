@@ -61,6 +61,7 @@ def update(path: Path, rows: list[dict], columns=CONFIGURATION + SCORES) -> None
     table = pd.DataFrame(rows, columns=columns)
     if path.exists():
         table = pd.concat([read(path), table], ignore_index=True)
+    table["ratio"] = table["ratio"].fillna("")  # as it is before it is written
     text = table[key].astype("string").fillna("")  # empty cells are equal, too
     table = table.loc[text.drop_duplicates(keep="last").index]
     table = table.sort_values(key, key=lambda column: column.astype(str) if column.dtype == object else column)
