@@ -63,9 +63,11 @@ def main(argv=None):
     if args.dry_run:
         return print_commands(batches)
     generate({run for batch in batches.values() for run in batch})
-    failures = work(args, plans, batches)
     for name, planned in plans.items():
-        conclude(name, planned, args.out)
+        tabulate(name, planned, args.out)  # what was done before
+    failures = work(args, plans, batches)
+    for name in plans:
+        conclude(name, args.out)
     if failures:
         raise WorkFailed(f"{len(failures)} runs failed: {'; '.join(failures)}")
 
@@ -201,11 +203,10 @@ def tabulate(name: str, planned: list[Run], out: Path) -> None:
         results.update(results.path_of(out, f"{name}_curves"), lines, results.CONFIGURATION + results.CURVE)
 
 
-def conclude(name: str, planned: list[Run], out: Path) -> None:
-    """Tabulate runs that were done before, draw the figure and print the verdict on each of its claims."""
+def conclude(name: str, out: Path) -> None:
+    """Draw the figure and print the verdict on each of its claims."""
     from experiments import claims, results
 
-    tabulate(name, planned, out)
     table = results.load(out, name)
     if table is None:
         return
