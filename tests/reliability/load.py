@@ -96,13 +96,14 @@ def load(data: Path, seconds: float) -> list[Sample]:
 
 
 def train(data: Path, logdir: Path, seconds: float) -> list[Sample]:
-    """Train with two workers until SIGTERM; a sample every few seconds."""
+    """Train with two workers until SIGTERM; a sample every few seconds after the first epoch."""
     samples, ended = [], threading.Event()
 
     def watch():
         end = time.monotonic() + seconds
         while time.monotonic() < end and not ended.wait(INTERVAL):
-            samples.append(sample())
+            if (logdir / "stats.csv").exists():  # all loaders have started
+                samples.append(sample())
         os.kill(os.getpid(), signal.SIGTERM)
 
     watcher = threading.Thread(target=watch)
