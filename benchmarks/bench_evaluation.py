@@ -22,8 +22,9 @@ import train
 from common import cli, device
 from data import loaders
 from data.cluttered_mnist import dataset
+from models.saliency import saliency_maps
 
-BATCHES = 4
+BATCHES = 8
 HEADER = """                       |      evaluation, seconds over a forward pass | saliency, over a
  RF width canvas batch |    ours  baseline  (forward pass, images/s) | forward and backward"""
 
@@ -48,11 +49,13 @@ def main(argv=None):
                 row(images, field, args.width, args.rounds)
 
 
-def shorten(images: Images) -> dataset.ClutteredMNIST:
-    """The validation images of BATCHES batches."""
-    table = images.folder / "val.csv"
-    table.write_text("".join(table.read_text().splitlines(keepends=True)[: 1 + BATCHES * images.batch_size]))
-    return dataset.load_splits(images.train_args())["val"]
+def some(images: Images) -> dataset.ClutteredMNIST:
+    """BATCHES batches of validation images, repeated if there are fewer."""
+    data = dataset.load_splits(images.train_args())["val"]
+    chosen = np.resize(np.arange(len(data)), BATCHES * images.batch_size)
+    data.numbers, data.labels, data.positions = data.numbers[chosen], data.labels[chosen], data.positions[chosen]
+    data.names = [data.names[i] for i in chosen]
+    return data
 
 
 def row(images: Images, field: str, width: int, rounds: int) -> None:
@@ -69,33 +72,34 @@ def row(images: Images, field: str, width: int, rounds: int) -> None:
 
 
 def evaluations(images: Images, field: str, width: int) -> list:
-    """BATCHES bare forward passes, an evaluation, the baseline's."""
+    """Bare forward passes, an evaluation, the baseline's, of the same number of images."""
     model = make_network(field, width).to(images.where).eval()
     args, training = images.train_args(), BaselineTraining(BaselineNetwork(model))
-    loader = loaders.ordered_loader(shorten(images), args, images.where)
+    loader = loaders.ordered_loader(some(images), args, images.where)
+    in_memory = [pixels.to(images.where) for pixels, _ in loader]
     batches = images.files.batches(images.batch_size, args.workers, images.where)
 
     @torch.inference_mode()
     def forward():
-        for _ in range(BATCHES):
-            model(images.batch[0])
+        for pixels in in_memory:
+            model(pixels)
 
     def baseline():
-        for _ in range(BATCHES):
+        for _ in in_memory:
             training.evaluate(*next(batches))
 
     return [forward, lambda: train.evaluate(model, loader, images.where), baseline]
 
 
 def saliencies(images: Images, field: str, width: int) -> list:
-    """BATCHES bare forward and backward passes to the images, and the same with everything that is written."""
-    model, data, args = make_network(field, width).to(images.where).eval(), shorten(images), images.train_args()
+    """Bare forward and backward passes for saliency, and the same with everything that is read and written."""
+    model, data, args = make_network(field, width).to(images.where).eval(), some(images), images.train_args()
     model.requires_grad_(False)
+    in_memory = [pixels.to(images.where) for pixels, _ in loaders.ordered_loader(data, args, images.where)]
 
     def bare():
-        for _ in range(BATCHES):
-            pixels = images.batch[0].clone().requires_grad_()
-            model.image_logits(model.cnn(pixels))[:, 1].sum().backward()
+        for pixels in in_memory:
+            saliency_maps(model, pixels)
 
     def explain():
         with tempfile.TemporaryDirectory() as folder:

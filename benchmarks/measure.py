@@ -1,6 +1,7 @@
 """What the benchmarks of training, evaluation and memory share: seconds, peak memory, FLOPs, bytes, the roofline."""
 
 import multiprocessing
+import signal
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -135,7 +136,8 @@ def resident_peak(prepare, *args) -> int:
     process.start()
     process.join()
     if process.exitcode:
-        raise RuntimeError("out of memory")
+        killed = process.exitcode == -signal.SIGKILL
+        raise RuntimeError("out of memory" if killed else f"the process ended with exit code {process.exitcode}")
     return results.get()
 
 

@@ -12,8 +12,8 @@ from pathlib import Path
 from common import signals
 
 OUT_OF_MEMORY = (
-    "out of memory: use a smaller -b (with a larger --delayed_step), --checkpoint_activations, a smaller canvas or "
-    "--width, or fewer --workers"
+    "out of memory: use a smaller -b, canvas or --width, or fewer --workers; "
+    "in training also a larger --delayed_step with the smaller -b, and --checkpoint_activations"
 )
 
 

@@ -105,12 +105,12 @@ def pool(model, x, weight):
     if model.pooling == "max":
         return x.masked_fill(weight[:, :, None] == 0, -torch.inf).max(dim=1).values
     if model.pooling == "mean":
-        return torch.einsum("br,brc->bc", weight / weight.sum(1, keepdim=True), x)
+        return (x * (weight / weight.sum(1, keepdim=True))[:, :, None]).sum(dim=1)
     log_weight = weight.log()  # -inf for rows that count for nothing
     if model.pooling == "logsumexp":
         return (x + log_weight[:, :, None]).logsumexp(dim=1)
     scores = model.sum_mlp(x.transpose(1, 2)).squeeze(1) + log_weight
-    return torch.einsum("br,brc->bc", scores.softmax(dim=1), x)
+    return (x * scores.softmax(dim=1)[:, :, None]).sum(dim=1)
 
 
 def reached(active: Tensor, kernel: int, stride: int = 1, padding: int = 0) -> Tensor:
@@ -160,27 +160,37 @@ class Level:
         return _Take.apply(x, source, source > 0, source == 0)
 
 
+def take(x: Tensor, index: Tensor) -> Tensor:
+    """out[b, m] = x[b, index[b, m]], (B, N, C) -> (B, M, C)."""
+    batch, n, channels = x.shape
+    return x.reshape(-1, channels).index_select(0, _flat(index, n)).view(batch, -1, channels)
+
+
+def _flat(index, n):
+    """Indices (B, M) into n entries of each of B images as indices into all of them, (B * M,)."""
+    return (index + torch.arange(len(index), device=index.device)[:, None] * n).flatten()
+
+
 class _Take(torch.autograd.Function):
-    """out[b, m] = x[b, index[b, m]], (B, N, C) -> (B, M, C), for an index (B, M) without repeats but of entry 0.
+    """take(x, index) for an index (B, M) without repeats but of entry 0, so of a level of period 1.
 
     single (B, M): entries whose gradient goes to their own row of x; shared (B, M): those whose sum goes to row 0.
     """
 
     @staticmethod
     def forward(ctx, x, index, single, shared):
-        batch, n, channels = x.shape
-        flat = index + torch.arange(batch, device=x.device)[:, None] * n
-        ctx.save_for_backward(flat, single, shared)
-        ctx.n = n
-        return x.reshape(-1, channels).index_select(0, flat.flatten()).view(batch, -1, channels)
+        ctx.save_for_backward(index, single, shared)
+        ctx.n = x.shape[1]
+        return take(x, index)
 
     @staticmethod
     def backward(ctx, grad):
-        flat, single, shared = ctx.saved_tensors
+        index, single, shared = ctx.saved_tensors
         batch, _, channels = grad.shape
+        flat = _flat(index, ctx.n)
         entries = single.flatten().nonzero()[:, 0]
         total = grad.new_zeros(batch * ctx.n, channels)
-        total.index_copy_(0, flat.flatten()[entries], grad.reshape(-1, channels).index_select(0, entries))
+        total.index_copy_(0, flat[entries], grad.reshape(-1, channels).index_select(0, entries))
         total = total.view(batch, ctx.n, channels)
         if shared is not None:
             total[:, :1] = shared.to(grad.dtype)[:, None] @ grad
@@ -195,10 +205,11 @@ class _WeightedNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, weight, cells, scale, shift, eps, residual, relu):
-        weight = weight.to(x.dtype) / cells
-        mean = weight[:, None] @ x  # (B, 1, C)
+        weight = weight.to(x.dtype)[:, :, None] / cells
+        # sums, not products of matrices, which add row by row and lose digits where there are many
+        mean = (x * weight).sum(dim=1, keepdim=True)  # (B, 1, C)
         centred = x - mean
-        factor = (weight[:, None] @ centred.square() + eps).rsqrt()
+        factor = (centred.square().mul_(weight).sum(dim=1, keepdim=True) + eps).rsqrt()
         scaled = factor if scale is None else factor * scale
         out = centred.mul_(scaled) if shift is None else torch.addcmul(shift, centred, scaled, out=centred)
         if residual is not None:
@@ -218,6 +229,6 @@ class _WeightedNorm(torch.autograd.Function):
         total = grad.sum(dim=1, keepdim=True)  # (B, 1, C)
         product = (grad * normed).sum(dim=1, keepdim=True)
         common = torch.addcmul(total, normed, product, out=normed)  # by way of mean and variance, per cell
-        grad_x = torch.addcmul(grad, common, weight[:, :, None], value=-1).mul_(scaled)
+        grad_x = torch.addcmul(grad, common, weight, value=-1).mul_(scaled)
         affine = (product.sum(dim=(0, 1)), total.sum(dim=(0, 1))) if ctx.affine else (None, None)
         return grad_x, None, None, *affine, None, grad if ctx.has_residual else None, None

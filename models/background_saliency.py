@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models import background
-from models.background import Level
+from models.background import Level, take
 
 MOST_ACTIVE = 0.95  # share of cells with a row of their own after the stem above which rows do not pay
 
@@ -21,8 +21,8 @@ MOST_ACTIVE = 0.95  # share of cells with a row of their own after the stem abov
 def gradients(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
     """Gradient of logit 1 for images (B, in, H, W), local logits (B, 2, h, w) and logits (B, 2) of a NeedleClassifier.
 
-    Where all of a channel's largest values lie in the background, max pooling takes the first. None where rows do not
-    apply, see models.background.logits, or too few cells are background.
+    Of equal maxima in the background max pooling takes the first; which of them the plain network takes hangs on its
+    rounding. None where rows do not apply (models.background.applies) or too few cells are background.
     """
     if not background.applies(model, images):
         return None
@@ -39,8 +39,8 @@ def gradients(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor, Tensor]
         counted[:, : top.background] = 0  # the first background cell has a row of its own
     logits = model.mlp(background.pool(model, x, counted.to(x.dtype)))
     (gradient,) = torch.autograd.grad(logits[:, 1].sum(), patches)
-    by_cell = _take(levels[0].shared(gradient), levels[0].lookup).transpose(1, 2)  # (B, in * 9, h * w)
-    local = _take(model.mlp(x), top.lookup).transpose(1, 2).unflatten(2, top.active.shape[1:])
+    by_cell = take(levels[0].shared(gradient), levels[0].lookup).transpose(1, 2)  # (B, in * 9, h * w)
+    local = take(model.mlp(x), top.lookup).transpose(1, 2).unflatten(2, top.active.shape[1:])
     return F.fold(by_cell, images.shape[2:], kernel_size=3), local.detach(), logits.detach()
 
 
@@ -88,7 +88,7 @@ class CellLevel(Level):
 
     def to_grid(self, x: Tensor) -> Tensor:
         """(B, R, C) -> (B, C, h, w) in channels-last memory."""
-        return _take(x, self.lookup).unflatten(1, self.active.shape[1:]).permute(0, 3, 1, 2)
+        return take(x, self.lookup).unflatten(1, self.active.shape[1:]).permute(0, 3, 1, 2)
 
     def to_rows(self, grid: Tensor) -> Tensor:
         """(B, C, h, w) -> (B, R, C)."""
@@ -97,7 +97,7 @@ class CellLevel(Level):
     def every(self, stride: int, x: Tensor, above: "CellLevel") -> Tensor:
         """Rows (B, R', C) of the level above from x (B, R, C): each cell takes the one it is centred on."""
         centres = self.lookup.view_as(self.active)[:, ::stride, ::stride].flatten(1)
-        return _Read.apply(_take(x, centres), above)
+        return _Read.apply(take(x, centres), above)
 
 
 class _Read(torch.autograd.Function):
@@ -106,15 +106,8 @@ class _Read(torch.autograd.Function):
     @staticmethod
     def forward(ctx, cells, level):
         ctx.level = level
-        return _take(cells, level.place)
+        return take(cells, level.place)
 
     @staticmethod
     def backward(ctx, gradient):
-        return _take(ctx.level.shared(gradient), ctx.level.lookup), None
-
-
-def _take(x, index):
-    """out[b, m] = x[b, index[b, m]], (B, N, C) -> (B, M, C)."""
-    batch, n, channels = x.shape
-    flat = index + torch.arange(batch, device=x.device)[:, None] * n
-    return x.reshape(-1, channels).index_select(0, flat.flatten()).view(batch, -1, channels)
+        return take(ctx.level.shared(gradient), ctx.level.lookup), None

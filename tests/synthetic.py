@@ -14,18 +14,20 @@ CPU = torch.device("cpu")
 
 
 class Squares(torch.utils.data.Dataset):
-    """Noise (1, 24, 24), positives with a bright 5 px square; labels alternate 1, 0."""
+    """Noise (1, 24, 24), positives with a bright 5 px square; labels alternate 1, 0. Dark ones have 9 x 9 px of it."""
 
     in_channels = 1
     has_positions = False
 
-    def __init__(self, n: int, seed: int, dtype=torch.float32):
+    def __init__(self, n: int, seed: int, dtype=torch.float32, dark: bool = False):
         rng = np.random.default_rng(seed)
         self.labels = np.tile([1, 0], n)[:n]
         self.images = torch.from_numpy(rng.random((n, 1, 24, 24))).to(dtype) * 0.3
         for i in range(0, n, 2):
-            y, x = rng.integers(0, 19, 2)
+            y, x = rng.integers(0, 19, 2) // (4 if dark else 1)
             self.images[i, 0, y : y + 5, x : x + 5] = 1
+        if dark:
+            self.images[:, :, 9:], self.images[..., 9:] = 0, 0
         self.seed = seed
 
     def __len__(self):
@@ -48,8 +50,8 @@ def make_args(logdir, *flags):
     return parser.parse_args([*defaults, "--logdir", str(logdir), *map(str, flags)])
 
 
-def make_loaders(args, n=32, dtype=torch.float32, seed=0):
-    splits = {name: Squares(n, seed + k, dtype) for k, name in enumerate(("train", "val", "test"))}
+def make_loaders(args, n=32, dtype=torch.float32, seed=0, dark=False):
+    splits = {name: Squares(n, seed + k, dtype, dark) for k, name in enumerate(("train", "val", "test"))}
     labels = splits["train"].labels
     subset = loaders.training_subset(labels, args.num_examples, args.data_balance)
     draw = loaders.balanced_draws(labels, subset, args.seed)
@@ -61,12 +63,12 @@ def make_model(args, seed=0):
     return models.build_model(models.ModelConfig.from_args(args, in_channels=1))
 
 
-def fit(logdir, *flags, n=32, seed=0, dtype=torch.float32):
+def fit(logdir, *flags, n=32, seed=0, dtype=torch.float32, dark=False):
     """Train on squares; returns the model and the best epoch's row."""
     args = make_args(logdir, *flags)
     where = device.select(args.device, args.precision)
     model = make_model(args).to(dtype)
-    return model, train.fit(model, make_loaders(args, n, dtype, seed), args, where)
+    return model, train.fit(model, make_loaders(args, n, dtype, seed, dark), args, where)
 
 
 def assert_same_training(a, b, tolerance=1e-6):

@@ -19,8 +19,9 @@ ROOT = Path(__file__).parent.parent
 def job(tmp_path):
     """Starts the script with a Python program and its arguments, as job 7 on one node."""
     commands = {
-        "scontrol": 'if [ "$1" = show ]; then echo localhost; else echo "$@" >> asked; kill $(cat pid); fi',
-        "srun": 'echo $$ > pid; shift; exec "$@"',
+        "scontrol": 'if [ "$1" = show ]; then echo localhost; else echo "$@" >> asked; fi',
+        "scancel": 'echo cancel "$@" >> asked; kill $(cat pid)',
+        "srun": 'echo $$ > pid; shift 3; exec "$@"',
     }
     for name, body in commands.items():
         (tmp_path / name).write_text(f"#!/bin/bash\n{body}\n")
@@ -56,10 +57,7 @@ def test_a_job_whose_time_is_up_is_queued_again_and_its_processes_told(job, tmp_
     started = job(program)
     while not (tmp_path / "ready").exists():
         time.sleep(0.1)
-    started.send_signal(signal.SIGTERM)
+    started.send_signal(signal.SIGUSR1)
     started.wait(timeout=60)
-    deadline = time.monotonic() + 30
-    while not (tmp_path / "told").exists() and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert (tmp_path / "asked").read_text() == "requeue 7\n"
     assert (tmp_path / "told").exists()
+    assert (tmp_path / "asked").read_text().splitlines() == ["cancel --signal TERM 7.0", "requeue 7"]

@@ -14,6 +14,7 @@ import train
 from common import checkpoint, device, resume, runlog
 from common.cli import BadInput, WorkFailed
 from common.moments import GradientVariance
+from models import background
 
 TIMINGS = ["seconds", "images_per_s"]
 
@@ -278,15 +279,18 @@ def launch(script, *arguments, processes=2):
 
 @pytest.mark.slow
 def test_two_processes_equal_one(tmp_path):
-    """Steps, gradients and scores of an epoch agree in float64; the last batch has an image for one process only."""
-    flags = ["-e", "1", "-b", "6", "--delayed_step", "2", "--opt", "momentum", "--lr", "1e-5"]
+    """Steps, gradients and scores of an epoch agree in float64; the last batch has an image for one process only.
+
+    The images are dark, so that they go by rows of active cells.
+    """
+    flags = ["-e", "1", "-b", "6", "--delayed_step", "2", "--opt", "momentum", "--lr", "1e-7"]
     script = tmp_path / "job.py"
     script.write_text(
-        f"import sys, torch, synthetic\nsynthetic.fit(sys.argv[1], *{flags}, n=31, dtype=torch.float64)\n"
+        f"import sys, torch, synthetic\nsynthetic.fit(sys.argv[1], *{flags}, n=31, dtype=torch.float64, dark=True)\n"
     )
     done = launch(script, tmp_path / "two")
     assert done.returncode == 0, done.stderr
-    one, _ = fit(tmp_path / "one", *flags, n=31, dtype=torch.float64)
+    one, _ = fit(tmp_path / "one", *flags, n=31, dtype=torch.float64, dark=True)
     scores = [stats(tmp_path / name).drop(columns=TIMINGS) for name in ("one", "two")]
     pd.testing.assert_frame_equal(*scores, rtol=1e-6)
     saved = [checkpoint.load(tmp_path / name / "checkpoint.pth") for name in ("one", "two")]
@@ -298,6 +302,19 @@ def test_two_processes_equal_one(tmp_path):
     two = make_model(make_args(tmp_path)).double()
     two.load_state_dict(saved[1]["state_dict"])
     assert_same_training(vector(one), vector(two))
+
+
+def test_black_background_is_computed_once_or_not_with_the_same_steps(tmp_path, monkeypatch):
+    taken = []
+    logits = background.logits
+    monkeypatch.setattr(background, "logits", lambda *inputs: taken.append(logits(*inputs)) or taken[-1])
+    moved = []
+    for way in ("rows", "dense"):
+        flags = ("-e", 1, "--background", way, "--opt", "momentum", "--lr", "1e-9")  # larger steps magnify rounding
+        moved.append(vector(fit(tmp_path / way, *flags, dtype=torch.float64, dark=True)[0]))
+        assert any(found is not None for found in taken) == (way == "rows")
+        taken.clear()
+    assert_same_training(*moved)
 
 
 def test_batch_norm_is_refused_with_several_processes(tmp_path, monkeypatch):

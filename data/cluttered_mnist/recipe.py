@@ -108,12 +108,13 @@ class Recipe:
         shown = np.flatnonzero(needle[:, 0] >= 0)
         placed = (np.concatenate(clutter).astype(np.int64), place), (needle[shown], shown)
         layers = tuple(np.stack([rows[:, 0], image, rows[:, 1], rows[:, 2]]) for rows, image in placed)
-        for name, (index, _, y, x) in zip(("pool", "needles"), layers, strict=True):
+        for name, (index, place, y, x) in zip(("pool", "needles"), layers, strict=True):
             digits = self.part(name)
             room = self.canvas_side - digits.shape[-1]
             for values, most in ((index, len(digits) - 1), (y, room), (x, room)):
-                if ((values < 0) | (values > most)).any():
-                    raise self._misfit(f"one of the images {min(numbers)} to {max(numbers)}")
+                wrong = (values < 0) | (values > most)
+                if wrong.any():
+                    raise self._misfit(f"image {numbers[place[wrong.argmax()]]}")
         return layers
 
     def canvas(self, i: int) -> np.ndarray:
