@@ -5,7 +5,9 @@ import os
 import signal
 import sys
 import threading
+import time
 
+REPEAT = 2  # seconds in which further signals are the same request: torchrun and SLURM both send one, and more
 GRACE = 30  # seconds for which a loader process still serves the main process after SIGTERM
 
 
@@ -21,11 +23,12 @@ class _State:
     told = False  # whether Terminated was raised
     deferring = False
     noted = 0  # the first signal that arrived while deferring
+    heeded = -REPEAT  # when a signal was last noted or acted on, by the monotonic clock
 
 
 def listen(number: int):
     """Let `_receive` handle a signal of this process; returns the handler before it."""
-    _State.process, _State.told = os.getpid(), False
+    _State.process, _State.told, _State.heeded = os.getpid(), False, -REPEAT
     return signal.signal(number, _receive)
 
 
@@ -69,6 +72,7 @@ def immediate():
 
 def stop(number: int) -> None:
     """Raise what a signal means: KeyboardInterrupt or Terminated."""
+    _State.heeded = time.monotonic()
     if number == signal.SIGINT:
         raise KeyboardInterrupt
     _State.told = True
@@ -80,8 +84,10 @@ def _receive(number, frame):
     if os.getpid() != _State.process:  # just forked
         signal.signal(number, signal.SIG_DFL)
         os.kill(os.getpid(), number)
+    elif time.monotonic() - _State.heeded < REPEAT:
+        pass
     elif _State.deferring and not _State.noted:
-        _State.noted = number
+        _State.noted, _State.heeded = number, time.monotonic()
     else:
         stop(number)
 
@@ -99,4 +105,5 @@ def send_again(unraisable) -> None:
     if number is None:
         sys.__unraisablehook__(unraisable)
     else:
+        _State.heeded = -REPEAT
         threading.Timer(0.1, os.kill, (os.getpid(), number)).start()
