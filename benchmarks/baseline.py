@@ -7,7 +7,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, RandomSampler
 
 
 class BaselineNetwork(nn.Module):
@@ -80,7 +80,7 @@ class BaselineFiles(Dataset):
             return torch.from_numpy(archive["arr_0"]).float()[None], 1 - i % 2
 
     def batches(self, batch_size: int, workers: int, where: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
-        """Batches on the device without end."""
-        while True:
-            for images, labels in DataLoader(self, batch_size, shuffle=True, num_workers=workers):
-                yield images.to(where), labels.to(where)
+        """Batches on the device, as of one endless epoch: what starting the workers takes does not count."""
+        order = RandomSampler(self, replacement=True, num_samples=2**40)
+        for images, labels in DataLoader(self, batch_size, sampler=order, num_workers=workers):
+            yield images.to(where), labels.to(where)
