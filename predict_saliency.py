@@ -176,7 +176,7 @@ def identity(args, data) -> dict:
 
 
 def explain(model, data, maps: MapFolder, where, args, scale: float) -> None:
-    """Write the maps of all images that an interrupted run has not finished, each batch while the next is computed."""
+    """Write the maps of all images that an interrupted run has not finished, while a GPU computes the next batch."""
     for p in model.parameters():
         p.requires_grad_(False)
     loader = loaders.ordered_loader(data, args, where, np.arange(len(maps.rows), len(data)))
@@ -185,9 +185,13 @@ def explain(model, data, maps: MapFolder, where, args, scale: float) -> None:
         for images, labels in cli.progress(loader, len(loader), "saliency", "batch"):
             with device.autocast(where, args.precision):
                 results = saliency_maps(model, images.to(where, non_blocking=True) * scale)
+            batch = maps, data, labels.tolist(), *results
+            if where.type == "cpu":  # another thread would take cores from the passes
+                write_batch(*batch)
+                continue
             if written:
                 written.result()
-            written = writer.submit(write_batch, maps, data, labels.tolist(), *results)
+            written = writer.submit(write_batch, *batch)
         if written:
             written.result()
 

@@ -2,7 +2,8 @@
 
 evaluation: `train.evaluate`, images read from the recipe, over bare forward passes on images in memory; beside it an
 evaluation as the first release ran it, forward and backward. saliency: `predict_saliency.explain`, maps and scores
-written to disk, over bare forward and backward passes. Seconds are medians of turns, ratios of seconds.
+written to disk, over bare forward and backward passes. Seconds are medians of turns, ratios of seconds. Worker
+processes start before the turns of evaluation; saliency, which would start them in every turn, has none.
 """
 
 import sys
@@ -93,7 +94,9 @@ def evaluations(images: Images, field: str, width: int) -> list:
 
 def saliencies(images: Images, field: str, width: int) -> list:
     """Bare forward and backward passes for saliency, and the same with everything that is read and written."""
-    model, data, args = make_network(field, width).to(images.where).eval(), some(images), images.train_args()
+    model, data = make_network(field, width).to(images.where).eval(), some(images)
+    args = images.train_args("--workers", "0")
+    maps = predict_saliency.MapFolder(images.folder, {}, images.batch_size)
     model.requires_grad_(False)
     in_memory = [pixels.to(images.where) for pixels, _ in loaders.ordered_loader(data, args, images.where)]
 
@@ -102,9 +105,8 @@ def saliencies(images: Images, field: str, width: int) -> list:
             saliency_maps(model, pixels)
 
     def explain():
-        with tempfile.TemporaryDirectory() as folder:
-            maps = predict_saliency.MapFolder(Path(folder), {}, images.batch_size)
-            predict_saliency.explain(model, data, maps, images.where, args, 1.0)
+        maps.rows.clear()
+        predict_saliency.explain(model, data, maps, images.where, args, 1.0)
 
     return [bare, explain]
 
