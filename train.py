@@ -38,6 +38,12 @@ def add_flags(parser) -> None:
     group.add_argument("--seed", type=cli.natural, default=42, help="seed of weights, draws and dropout")
     group.add_argument("--test_all", action="store_true", help="evaluate training and test data in every epoch")
     group.add_argument("--grad_variance", action="store_true", help="log histograms of each epoch's gradient variance")
+    _add_memory_flags(group)
+    _add_checkpoint_flags(group)
+    device.add_flags(group)
+
+
+def _add_memory_flags(group):
     group.add_argument(
         "--background",
         choices=("auto", "rows", "dense"),
@@ -49,6 +55,9 @@ def add_flags(parser) -> None:
         action="store_true",
         help="keep few activations and compute the others twice: less than half the memory, a third more time",
     )
+
+
+def _add_checkpoint_flags(group):
     group.add_argument(
         "--checkpoint_minutes",
         type=cli.positive_float,
@@ -60,7 +69,6 @@ def add_flags(parser) -> None:
         choices=("USR1", "USR2"),
         help="another signal, as SLURM's --signal sends before it ends a job, at which to save and end",
     )
-    device.add_flags(group)
 
 
 @dataclass
@@ -125,6 +133,10 @@ def start(model: nn.Module, args, where: torch.device) -> Run:
     if args.norm == "bn" and device.world_size() > 1:
         raise BadInput(
             "--norm bn: batch norm needs whole batches, so one process; train instance norm, or without torchrun"
+        )
+    if args.checkpoint_activations and args.precision == "tf32" and where.type == "cpu":
+        raise BadInput(
+            "--checkpoint_activations: a CPU emulates --precision tf32 in the forward pass alone; leave one out"
         )
     model.to(where)
     model.background, model.cnn.recompute = args.background, args.checkpoint_activations

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from common import cli
+from common import cli, tf32
 from common.cli import BadInput, WorkFailed
 
 LAUNCHED = {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}  # in the environment of torchrun's processes
@@ -24,7 +24,8 @@ def add_flags(parser) -> None:
         "--precision",
         choices=PRECISIONS,
         default="float32",
-        help="float32 computes as the paper did; tf32, fp16 (with loss scaling) and bf16 are faster and less exact",
+        help="float32 computes as the paper did; tf32, fp16 (with loss scaling) and bf16 are less exact and, on "
+        "a GPU, faster (a CPU emulates tf32, slowly)",
     )
     parser.add_argument(
         "--deterministic", action="store_true", help="on a GPU: the same bits in every run, at some cost in speed"
@@ -44,7 +45,7 @@ def select(name: str, precision: str = "float32", deterministic: bool = False) -
     except (RuntimeError, AssertionError):
         device = None
     if device is None or device.type not in ("cpu", "cuda"):
-        raise BadInput(f"--device {name}: no such device here") from None
+        raise BadInput(f"--device {name}: no such device here")
     _set_tf32(precision == "tf32")
     if os.environ.keys() >= LAUNCHED and not dist.is_initialized():
         if device.type == "cuda":
@@ -72,7 +73,9 @@ def _set_tf32(on):
 
 
 def autocast(device: torch.device, precision: str):
-    """Context of a forward pass: autocast for fp16 and bf16, nothing for float32 and tf32."""
+    """Context of a forward pass: autocast for fp16 and bf16, nothing for float32; a CPU emulates tf32."""
+    if precision == "tf32" and device.type == "cpu":
+        return tf32.Emulation()
     dtype = PRECISIONS[precision]
     return torch.autocast(device.type, dtype=dtype) if dtype else contextlib.nullcontext()
 

@@ -245,6 +245,11 @@ def test_other_precisions_train(tmp_path, precision):
     assert np.isfinite(best["eval_loss"])
 
 
+def test_a_cpu_cannot_emulate_tf32_where_activations_are_computed_again(tmp_path):
+    with pytest.raises(BadInput, match=r"--checkpoint_activations: .* --precision tf32"):
+        fit(tmp_path, "--precision", "tf32", "--checkpoint_activations")
+
+
 def test_steps_that_the_loss_scaler_skips_have_no_part_in_the_gradient_variance(tmp_path):
     model = make_model(make_args(tmp_path))
     variance, gradients = GradientVariance(model), [1.0, float("inf"), 3.0, float("nan")]
