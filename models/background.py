@@ -43,7 +43,7 @@ def applies(model: nn.Module, images: Tensor) -> bool:
 
 
 def stem(cnn, pixels, level):
-    """Rows (B, R, C) after the stem, from the pixels under its kernel (B, R, in * 9)."""
+    """Rows (B, R, C) after the stem of a BagNet, from the pixels under its kernel (B, R, in * 9)."""
     return _norm(F.linear(pixels, _merged_stem(cnn)), level, cnn.bn1)
 
 
@@ -53,7 +53,7 @@ def _merged_stem(cnn):
 
 
 def patches(images, level):
-    """The pixels under the stem's kernel at every row, (B, R, in * 9)."""
+    """The pixels of images (B, in, H, W) under the stem's kernel at every row of its level, (B, R, in * 9)."""
     width, steps = images.shape[3], torch.arange(3, device=images.device)
     corner = level.place // (width - 2) * width + level.place % (width - 2)  # (B, R)
     pixel = corner[:, :, None] + (steps[:, None] * width + steps).flatten()  # (B, R, 9)
@@ -74,7 +74,10 @@ def reached_above(block, active: Tensor) -> Tensor:
 
 
 def bottleneck(block, x, level, above):
-    """models.bagnet.Bottleneck on rows: (B, R, C) of a level -> (B, R', C') of the level above."""
+    """A models.bagnet.Bottleneck `block` on rows: (B, R, C) of its input's level -> (B, R', C') of its output's, above.
+
+    The two are one object where the block has neither stride nor 3x3 convolution, so that rows stay as they are.
+    """
     kernel, stride = block.conv2.kernel_size[0], block.conv2.stride[0]
     shortcut = x if above is level else level.every(stride, x, above)
     out = _norm(_conv1x1(x, block.conv1), level, block.bn1)
@@ -101,7 +104,7 @@ def _norm(x, level, norm, residual=None, relu=True):
 
 
 def pool(model, x, weight):
-    """Global pooling (B, R, C) -> (B, C), rows counted by their weight (B, R)."""
+    """A NeedleClassifier's global pooling (B, R, C) -> (B, C), rows counted by their weight (B, R)."""
     if model.pooling == "max":
         return x.masked_fill(weight[:, :, None] == 0, -torch.inf).max(dim=1).values
     if model.pooling == "mean":

@@ -52,6 +52,14 @@ def first_release(nmnist, tmp_path):
     return tmp_path
 
 
+def test_batches_are_composed_on_the_device_alone(nmnist):
+    """It is "meta", which refuses to mix with the CPU."""
+    meta, data = torch.device("meta"), load(nmnist)["val"]
+    [(images, labels)] = data.batches_on(meta, [[0, 1, 3]])
+    assert (images.device, images.shape) == (meta, (3, 1, 96, 96))
+    assert labels.tolist() == data.labels[[0, 1, 3]].tolist()
+
+
 def test_a_device_composes_batches_to_the_same_bits(nmnist):
     """Here the device is the CPU; an odd batch size makes the last batch short."""
     data = load(nmnist)["val"]
