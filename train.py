@@ -105,6 +105,7 @@ def fit(model: nn.Module, loaders: Loaders, args, where: torch.device) -> dict:
         if len(run.history) < args.epochs * loaders.epoch_factor:
             _train(run, loaders, checkpoints)
         _report(run, logdir)
+    device.leave()
     return run.best
 
 

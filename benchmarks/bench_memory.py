@@ -50,18 +50,17 @@ def main(argv=None):
 
 def measure_if_fits(args, canvas: int, where: torch.device, recompute: bool, counted: float) -> str:
     """The peak in GiB where the count fits into the memory that is free."""
-    free = torch.cuda.mem_get_info(where)[0] if where.type == "cuda" else measure.free_memory()
-    if counted * 2**30 > free:
+    if counted * 2**30 > measure.free_memory(where):
         return "no room"
     try:
         if where.type == "cuda":
             return f"{peak(args, canvas, where, recompute):.2f}"
         return f"{measure.resident_peak(step_of, args, canvas, where, recompute) / 2**30:.2f}"
     except RuntimeError as error:
-        if not cli.is_out_of_memory(error):
-            raise
-        torch.cuda.empty_cache()
-        return "no room"
+        if cli.is_out_of_memory(error):
+            return "no room"
+        print(f"{canvas} px: {error}", file=sys.stderr)
+        return "fails"
 
 
 def peak(args, canvas: int, where: torch.device, recompute: bool) -> float:

@@ -51,15 +51,25 @@ def parse_args(argv=None):
 def main(argv=None):
     args = parse_args(argv)
     where = device.select(args.device)
-    rates = measure.Rates.of(where)
     print(f"{where}, {torch.get_num_threads()} threads, torch {torch.__version__}")
-    print(f"{rates.matrix / 1e9:.0f} GFLOP/s in float32 matrices, {rates.copy / 1e9:.1f} GB/s in copies\n{HEADER}")
+    rates = measure_rates(where)
+    print(HEADER)
     for canvas in args.canvases:
         with tempfile.TemporaryDirectory() as folder:
             images = Images(Path(folder), canvas, args.mnist, where)
             for field in args.fields:
                 for width in args.widths:
                     compare(images, field, width, args.rounds, rates)
+
+
+def measure_rates(where: torch.device) -> dict[str, measure.Rates]:
+    """The device's rates at every precision that is compared, also printed."""
+    rates = {}
+    for precision in ("float32", "tf32", "fp16") if where.type == "cuda" else ("float32",):
+        device.select(str(where), precision)
+        found = rates[precision] = measure.Rates.of(where, device.PRECISIONS[precision] or torch.float32)
+        print(f"{found.matrix / 1e9:.0f} GFLOP/s in {precision} matrices, {found.copy / 1e9:.1f} GB/s in copies")
+    return rates
 
 
 class Images:
@@ -139,13 +149,13 @@ def make_network(field: str, width: int):
     return models.build_model(models.ModelConfig(1, models.parse_kernel3(field), width))
 
 
-def compare(images: Images, field: str, width: int, rounds: int, rates: measure.Rates) -> None:
+def compare(images: Images, field: str, width: int, rounds: int, rates: dict[str, measure.Rates]) -> None:
     """Print a row per version."""
     canvas, batch_size = images.batch[0].shape[-1], images.batch_size
     start = f"{field:>3} {width:5} {canvas:6} {batch_size:5}"
     try:
         competing = versions(images, field, width)
-        costs = [cost(version, images, rates) for version in competing]
+        costs = [cost(version, images, rates[version.precision]) for version in competing]
         turns = [with_precision(version, version.turn, images.where) for version in competing]
         seconds = measure.seconds_in_turns(turns, rounds, images.where) / STEPS
     except (MemoryError, RuntimeError) as error:
@@ -165,7 +175,9 @@ def compare(images: Images, field: str, width: int, rounds: int, rates: measure.
 def cost(version: Version, images: Images, rates: measure.Rates) -> tuple[measure.Roofline, int]:
     """What one step costs by the roofline, and its peak memory in bytes."""
     step = with_precision(version, version.step, images.where)
-    step()  # makes the optimiser's state
+    _, optimizer = version.kept
+    while not optimizer.state:  # fp16's loss scaler skips steps at first
+        step()
     with measure.Roofline(rates) as line:
         step()
     return line, measure.peak_bytes(step, images.where, *version.kept, *images.batch)

@@ -58,15 +58,16 @@ def _synchronize(where):
 
 @dataclass
 class Rates:
-    """What the device reaches: float32 matrix products in FLOP/s, copies in bytes read and written per second."""
+    """What the device reaches: matrix products in FLOP/s, copies in bytes read and written per second."""
 
     matrix: float
     copy: float
 
     @classmethod
-    def of(cls, where: torch.device) -> "Rates":
-        """Measure them, the best of five each."""
-        a, b = torch.rand(2048, 2048, device=where), torch.rand(2**26, device=where)
+    def of(cls, where: torch.device, dtype: torch.dtype = torch.float32) -> "Rates":
+        """Measure them for a type of numbers, the best of five each."""
+        side, length = (8192, 2**28) if where.type == "cuda" else (2048, 2**26)  # milliseconds or more
+        a, b = torch.rand(side, side, device=where, dtype=dtype), torch.rand(length, device=where)
         target = torch.empty_like(b)
         matrix = 2 * len(a) ** 3 / min(timed(lambda: a @ a, where) for _ in range(5))
         return cls(matrix, 2 * b.nbytes / min(timed(lambda: target.copy_(b), where) for _ in range(5)))
@@ -109,8 +110,9 @@ def peak_bytes(work, where: torch.device, *kept) -> int:
     """
     if where.type == "cuda":
         torch.cuda.reset_peak_memory_stats(where)
+        others = torch.cuda.memory_allocated(where) - sum(t.nbytes for thing in kept for t in _tensors(thing))
         work()
-        return torch.cuda.max_memory_allocated(where)
+        return torch.cuda.max_memory_allocated(where) - others
     tracker = MemTracker()
     tracker.track_external(*kept)
     with tracker:
@@ -118,8 +120,20 @@ def peak_bytes(work, where: torch.device, *kept) -> int:
     return tracker.get_tracker_snapshot("peak")[where]["Total"]
 
 
-def free_memory() -> int:
-    """Bytes of main memory that programs could still take."""
+def _tensors(kept):
+    """The tensors of a module, with their gradients, or an optimiser; or the tensor itself."""
+    if isinstance(kept, torch.nn.Module):
+        return [t for p in kept.parameters() for t in (p, p.grad) if t is not None]
+    if isinstance(kept, torch.optim.Optimizer):
+        return [t for t in tree_leaves(list(kept.state.values())) if isinstance(t, torch.Tensor)]
+    return [kept]
+
+
+def free_memory(where: torch.device) -> int:
+    """Bytes that tensors on the device could still take."""
+    if where.type == "cuda":
+        torch.cuda.empty_cache()  # what PyTorch holds of earlier steps
+        return torch.cuda.mem_get_info(where)[0]
     return int(Path("/proc/meminfo").read_text().split("MemAvailable:")[1].split()[0]) * 1024
 
 

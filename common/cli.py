@@ -156,8 +156,9 @@ def _exit_code(main):
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether Python, the C library or a CUDA device ran out of memory, or a loader process was killed for it."""
-    signs = ("out of memory", "can't allocate memory", "is killed by signal: Killed")
+    """Whether Python, the C library or a CUDA library ran out of memory, or a loader process was killed for it."""
+    signs = ["out of memory", "can't allocate memory", "is killed by signal: Killed"]
+    signs += ["ALLOC_FAILED", "ALLOCATION_FAILED"]  # of cuBLAS, cuDNN
     return isinstance(error, MemoryError) or any(sign in str(error) for sign in signs)
 
 

@@ -33,7 +33,13 @@ def add_flags(parser) -> None:
 
 
 def select(name: str, precision: str = "float32", deterministic: bool = False) -> torch.device:
-    """The device called `name`, with TF32 switched as the precision says; joins the processes torchrun started."""
+    """The device called `name`, with TF32 switched as the precision says; joins the processes torchrun started.
+
+    BadInput when there is no such device, or when these processes would share one GPU.
+    """
+    launched = os.environ.keys() >= LAUNCHED
+    if launched and name.startswith("cuda:"):
+        raise BadInput(f"--device {name}: torchrun gives every process a GPU of its own; leave the flag out")
     _set_deterministic(deterministic)
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -42,20 +48,22 @@ def select(name: str, precision: str = "float32", deterministic: bool = False) -
     try:
         device = torch.device(name)
         torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError):
-        device = None
-    if device is None or device.type not in ("cpu", "cuda"):
-        raise BadInput(f"--device {name}: no such device here")
+    except (RuntimeError, AssertionError) as error:
+        raise BadInput(f"--device {name}: cannot be used: {str(error).splitlines()[0]}") from None
+    if device.type not in ("cpu", "cuda"):
+        raise BadInput(f"--device {name}: expected cpu or cuda")
     _set_tf32(precision == "tf32")
-    if os.environ.keys() >= LAUNCHED and not dist.is_initialized():
-        if device.type == "cuda":
-            torch.cuda.set_device(device)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    if launched and not dist.is_initialized():
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     return device
 
 
 def _set_deterministic(on):
     """Let cuDNN, cuBLAS and PyTorch's own kernels take the ways that add in a fixed order, or refuse to compute."""
+    if on == torch.are_deterministic_algorithms_enabled():
+        return  # to switch, if only to what it is, imports a compiler
     if on:
         os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # read when the first product is computed
     torch.backends.cudnn.deterministic = on
@@ -145,8 +153,15 @@ def gather_arrays(array: np.ndarray) -> np.ndarray:
         return array
     parts = [None] * world_size()
     with others_needed():
-        dist.all_gather_object(parts, array)
+        dist.all_gather_object(parts, array, group=_messages())
     return np.concatenate(parts)
+
+
+def leave() -> None:
+    """End what select() joined; all processes do so at the same place."""
+    if dist.is_initialized():
+        _messages.cache_clear()
+        dist.destroy_process_group()
 
 
 @contextlib.contextmanager

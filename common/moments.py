@@ -28,7 +28,7 @@ class GradientVariance:
 
     def add(self) -> None:
         """Count the present gradients as one step."""
-        if not all(p.grad.isfinite().all() for p in self.parameters.values()):
+        if not torch.stack([p.grad.isfinite().all() for p in self.parameters.values()]).all():
             return
         self.steps += 1
         for name, p in self.parameters.items():

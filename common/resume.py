@@ -93,7 +93,8 @@ class Checkpoints:
         with checkpoint.naming(path):
             _refuse_difference(self.logdir, saved["identity"], self.identity)
             run.model.load_state_dict(saved["state_dict"])
-            _restore_optimizer(run.optimizer, saved["optimizer"])
+            if saved["optimizer"]["state"] or not run.scaler.is_enabled():  # which skips steps at first
+                _restore_optimizer(run.optimizer, saved["optimizer"])
             run.scaler.load_state_dict(saved["scaler"])
             run.progress = Progress(**saved.get("progress", {}))
             if run.progress.variance is not None:

@@ -6,6 +6,8 @@ that have fewer. 1x1 convolutions are matrix products of rows; norms and pooling
 for; 3x3 convolutions go through the grid (B, h, w). Logits and gradients are those of the plain network up to rounding.
 """
 
+import itertools
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -26,11 +28,13 @@ def logits(model: nn.Module, images: Tensor) -> Tensor | None:
     level = Level(reached(images.ne(0).any(dim=1), kernel=3))
     if level.rows > MOST_ACTIVE * level.cells:
         return None
-    x = model.cnn.run(stem, model.cnn, patches(images, level), level)  # (B, R, C)
+    levels = [level]  # all before the network runs, for which a GPU would have to wait at each
     for block in model.cnn.blocks():
-        above = _level_above(block, level)
-        x, level = model.cnn.run(bottleneck, block, x, level, above), above
-    return model.mlp(pool(model, x, level.weight.to(x.dtype)))
+        levels.append(_level_above(block, levels[-1]))
+    x = model.cnn.run(stem, model.cnn, patches(images, level), level)  # (B, R, C)
+    for block, (below, above) in zip(model.cnn.blocks(), itertools.pairwise(levels), strict=True):
+        x = model.cnn.run(bottleneck, block, x, below, above)
+    return model.mlp(pool(model, x, levels[-1].weight.to(x.dtype)))
 
 
 def applies(model: nn.Module, images: Tensor) -> bool:
@@ -190,10 +194,9 @@ class _Take(torch.autograd.Function):
     def backward(ctx, grad):
         index, single, shared = ctx.saved_tensors
         batch, _, channels = grad.shape
-        flat = _flat(index, ctx.n)
-        entries = single.flatten().nonzero()[:, 0]
-        total = grad.new_zeros(batch * ctx.n, channels)
-        total.index_copy_(0, flat[entries], grad.reshape(-1, channels).index_select(0, entries))
+        last = batch * ctx.n  # a row more, which takes what is not single and counts for nothing
+        row = torch.where(single.flatten(), _flat(index, ctx.n), last)
+        total = grad.new_zeros(last + 1, channels).index_copy_(0, row, grad.reshape(-1, channels))[:last]
         total = total.view(batch, ctx.n, channels)
         if shared is not None:
             total[:, :1] = shared.to(grad.dtype)[:, None] @ grad

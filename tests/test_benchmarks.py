@@ -102,7 +102,7 @@ def test_input_table(capsys):
 
 
 def test_memory_table_counts_less_when_activations_are_recomputed(capsys, monkeypatch):
-    monkeypatch.setattr(measure, "free_memory", lambda: 0)
+    monkeypatch.setattr(measure, "free_memory", lambda where: 0)
     bench_memory.main(["--field", "9", "--width", "-2", "--canvases", "256", "12000", "--device", "cpu"])
     small, large = capsys.readouterr().out.splitlines()[3:]
     kept, recomputed = numbers(small)[1:3]

@@ -191,7 +191,7 @@ def test_a_checkpoint_that_is_no_checkpoint(nmnist, tmp_path, capsys):
         (["--data_scaling", "1e9"], "--data_scaling 1e+09: makes 32 px"),
         (["--logdir", ""], "expected a path"),
         (["--width", "-9"], "invalid choice: -9"),
-        (["--device", "meta"], "--device meta: no such device"),
+        (["--device", "meta"], "--device meta: expected cpu or cuda"),
         (["--data_scaling", "0.2"], "at least 11 px"),
         (["--data_balance", "1.5"], "share between 0 and 1"),
         (["--num_classes", "3"], "invalid choice: 3"),

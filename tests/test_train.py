@@ -369,6 +369,13 @@ def test_a_run_that_lost_a_process_ends_in_one_line_and_continues(tmp_path):
     assert len(stats(tmp_path / "run")) == 3
 
 
+def test_processes_of_torchrun_do_not_share_a_gpu(monkeypatch):
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(BadInput, match="--device cuda:0: torchrun gives every process a GPU of its own"):
+        device.select("cuda:0")
+
+
 def test_unknown_devices_are_named():
     with pytest.raises(BadInput, match="--device cuda:99"):
         device.select("cuda:99")

@@ -71,6 +71,19 @@ def test_after_sigterm_it_continues_from_the_step_it_had_reached(
     assert_same_run(whole, tmp_path)
 
 
+def test_in_fp16_it_continues_where_the_loss_scaler_has_skipped_every_step_so_far(tmp_path, monkeypatch):
+    flags = ("--precision", "fp16", "-e", 1)
+    fit(tmp_path / "whole", *flags)
+    interrupt_at(monkeypatch, "_step", 1)
+    with pytest.raises(signals.Terminated):
+        fit(tmp_path / "cut", *flags)
+    monkeypatch.undo()
+    saved = checkpoint.load(tmp_path / "cut" / "checkpoint.pth")
+    assert (saved["progress"]["steps"], saved["optimizer"]["state"]) == (1, {})
+    fit(tmp_path / "cut", *flags)
+    assert_same_run(tmp_path / "whole", tmp_path / "cut")
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGUSR1])
 def test_ctrl_c_and_the_signal_of_the_flag_save_too(tmp_path, monkeypatch, capsys, number):
     monkeypatch.setattr(signal, "getsignal", lambda _: signal.default_int_handler)  # ignored in background jobs
