@@ -152,19 +152,19 @@ class Level:
     def to_grid(self, x: Tensor) -> Tensor:
         """(B, R, C) -> (B, C, h, w) in channels-last memory."""
         height, width = self.active.shape[1:]
-        grid = _Take.apply(x, self.lookup, self.lookup > 0, self.lookup == 0)
+        grid = _Take.apply(x, self.lookup, self.lookup > 0, True)
         return grid.view(len(x), height, width, -1).permute(0, 3, 1, 2)
 
     def to_rows(self, grid: Tensor) -> Tensor:
         """(B, C, h, w) -> (B, R, C)."""
-        return _Take.apply(grid.permute(0, 2, 3, 1).flatten(1, 2), self.place, self.weight > 0, None)
+        return _Take.apply(grid.permute(0, 2, 3, 1).flatten(1, 2), self.place, self.weight > 0, False)
 
     def every(self, stride: int, x: Tensor, above: "Level") -> Tensor:
         """Rows (B, R', C) of the level above from x (B, R, C): each cell takes the one it is centred on."""
         width, above_width = self.active.shape[2], above.active.shape[2]
         cell = above.place // above_width * stride * width + above.place % above_width * stride  # (B, R')
         source = self.lookup.gather(1, cell) * (above.weight > 0)
-        return _Take.apply(x, source, source > 0, source == 0)
+        return _Take.apply(x, source, source > 0, True)
 
 
 def take(x: Tensor, index: Tensor) -> Tensor:
@@ -181,25 +181,25 @@ def _flat(index, n):
 class _Take(torch.autograd.Function):
     """take(x, index) for an index (B, M) without repeats but of entry 0, so of a level of period 1.
 
-    single (B, M): entries whose gradient goes to their own row of x; shared (B, M): those whose sum goes to row 0.
+    single (B, M): entries whose gradient goes to their own row of x. If `shared`, the others' sum goes to row 0.
     """
 
     @staticmethod
     def forward(ctx, x, index, single, shared):
-        ctx.save_for_backward(index, single, shared)
-        ctx.n = x.shape[1]
+        ctx.save_for_backward(index, single)
+        ctx.n, ctx.shared = x.shape[1], shared
         return take(x, index)
 
     @staticmethod
     def backward(ctx, grad):
-        index, single, shared = ctx.saved_tensors
+        index, single = ctx.saved_tensors
         batch, _, channels = grad.shape
         last = batch * ctx.n  # a row more, which takes what is not single and counts for nothing
         row = torch.where(single.flatten(), _flat(index, ctx.n), last)
         total = grad.new_zeros(last + 1, channels).index_copy_(0, row, grad.reshape(-1, channels))[:last]
         total = total.view(batch, ctx.n, channels)
-        if shared is not None:
-            total[:, :1] = shared.to(grad.dtype)[:, None] @ grad
+        if ctx.shared:
+            total[:, 0] = grad.sum(dim=1) - total.sum(dim=1)  # a product of matrices would lose digits
         return total, None, None, None
 
 
