@@ -84,12 +84,11 @@ def check(args, batch_size: int) -> None:
 
 def plan(name: str, args) -> list[Run]:
     """All runs of a figure, the first seed of every point first. Its label says what the flags changed."""
-    preset = PRESETS[args.preset]
+    preset = figures.preset_setting(name, PRESETS[args.preset])
     points = figures.preset_points(name, preset)
     axes = {axis: tuple(getattr(args, axis)) for axis in AXES if getattr(args, axis)}
     changes = [figures.change(points, axis, values) for axis, values in axes.items()]
-    seeds = args.seeds or FIGURES[name].seeds or preset.seeds
-    setting = replace(preset, seeds=seeds, epochs=args.epochs or preset.epochs)
+    setting = replace(preset, seeds=args.seeds or preset.seeds, epochs=args.epochs or preset.epochs)
     changes += [f"--epochs {setting.epochs}"] if setting.epochs != preset.epochs else []
     setting = replace(setting, label=", ".join(filter(None, [preset.label, *changes])))
     places = Places(

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from experiments import claims, estimate, results
-from experiments.figures import FIGURES, PAPER
+from experiments.figures import FIGURES, PAPER, preset_setting
 from experiments.runs import Places, Run
 
 RUN = "python experiments/run_experiments.py"
@@ -14,11 +14,11 @@ def figures_table(out: Path) -> str:
     lines = ["| figure | ran so far | verdicts | the paper's scale | command |", "|---|---|---|---|---|"]
     for name, figure in FIGURES.items():
         table = results.load(out, name)
-        full = [Run(point, PAPER, 1, False, Places(out)) for point in figure.points]
-        seeds = figure.seeds or PAPER.seeds
+        setting = preset_setting(name, PAPER)
+        full = [Run(point, setting, 1, False, Places(out)) for point in figure.points]
         done = 0 if table is None else int((table["setting"] == PAPER.label).sum())
-        hours = seeds * sum(map(estimate.hours, full))
-        rest = f"{done:,} of {seeds * len(full):,} runs; {hours:,.0f} GPU hours in all"
+        hours = setting.seeds * sum(map(estimate.hours, full))
+        rest = f"{done:,} of {setting.seeds * len(full):,} runs; {hours:,.0f} GPU hours in all"
         needs = " --crops CROPS" if any(point.data == "ncamelyon" for point in figure.points) else ""
         cells = [f"{name}: {figure.title}", ran(table), verdicts(name, table), rest]
         lines.append(f"| {' | '.join(cells)} | `{RUN} {name}{needs}` |")
