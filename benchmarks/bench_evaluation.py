@@ -49,15 +49,15 @@ def main(argv=None):
                 row(images, field, args.width, args.rounds)
 
 
-def in_a_turn(images: Images) -> int:
-    """Images of a turn; scoring takes milliseconds, which a few batches on a GPU would not outweigh."""
+def turn_size(images: Images) -> int:
+    """How many images a turn takes; scoring takes milliseconds, which a few batches on a GPU would not outweigh."""
     return images.batch_size * (64 if images.where.type == "cuda" else 8)
 
 
-def some(images: Images) -> dataset.ClutteredMNIST:
+def turn_images(images: Images) -> dataset.ClutteredMNIST:
     """The validation images of a turn, repeated if there are fewer."""
     data = dataset.load_splits(images.train_args())["val"]
-    chosen = np.resize(np.arange(len(data)), in_a_turn(images))
+    chosen = np.resize(np.arange(len(data)), turn_size(images))
     data.numbers, data.labels, data.positions = data.numbers[chosen], data.labels[chosen], data.positions[chosen]
     data.names = [data.names[i] for i in chosen]
     return data
@@ -68,7 +68,7 @@ def row(images: Images, field: str, width: int, rounds: int) -> None:
     works = [*evaluations(images, field, width), *saliencies(images, field, width)]
     seconds = measure.seconds_in_turns(works, rounds, images.where)
     ours, baseline, saliency = (np.median(seconds[:, i] / seconds[:, j]) for i, j in ((1, 0), (2, 0), (4, 3)))
-    speed = in_a_turn(images) / np.median(seconds[:, 0])
+    speed = turn_size(images) / np.median(seconds[:, 0])
     print(
         f"{field:>3} {width:5} {images.batch[0].shape[-1]:6} {images.batch_size:5} | "
         f"{ours:7.2f} {baseline:9.2f} {speed:26.1f} | {saliency:20.2f}",
@@ -80,7 +80,7 @@ def evaluations(images: Images, field: str, width: int) -> list:
     """Bare forward passes, an evaluation, the baseline's, of the same number of images."""
     model = make_network(field, width).to(images.where).eval()
     args, training = images.train_args(), BaselineTraining(BaselineNetwork(model))
-    loader = loaders.ordered_loader(some(images), args, images.where)
+    loader = loaders.ordered_loader(turn_images(images), args, images.where)
     in_memory = [pixels.to(images.where) for pixels, _ in loader]
     batches = images.files.batches(images.batch_size, args.workers, images.where)
 
@@ -98,7 +98,7 @@ def evaluations(images: Images, field: str, width: int) -> list:
 
 def saliencies(images: Images, field: str, width: int) -> list:
     """Bare forward and backward passes for saliency, and the same with everything that is read and written."""
-    model, data = make_network(field, width).to(images.where).eval(), some(images)
+    model, data = make_network(field, width).to(images.where).eval(), turn_images(images)
     args = images.train_args("--workers", "0")
     maps = predict_saliency.MapFolder(images.folder, {}, images.batch_size)
     model.requires_grad_(False)

@@ -63,7 +63,7 @@ def select(name: str, precision: str = "float32", deterministic: bool = False) -
 def _set_deterministic(on):
     """Let cuDNN, cuBLAS and PyTorch's own kernels take the ways that add in a fixed order, or refuse to compute."""
     if on == torch.are_deterministic_algorithms_enabled():
-        return  # to switch, if only to what it is, imports a compiler
+        return  # use_deterministic_algorithms imports a compiler even when nothing changes
     if on:
         os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # read when the first product is computed
     torch.backends.cudnn.deterministic = on
@@ -81,7 +81,7 @@ def _set_tf32(on):
 
 
 def autocast(device: torch.device, precision: str):
-    """Context of a forward pass: autocast for fp16 and bf16, nothing for float32; a CPU emulates tf32."""
+    """Context of a forward pass: autocast for fp16 and bf16, on a CPU an emulation for tf32, else nothing."""
     if precision == "tf32" and device.type == "cpu":
         return tf32.Emulation()
     dtype = PRECISIONS[precision]
@@ -158,7 +158,7 @@ def gather_arrays(array: np.ndarray) -> np.ndarray:
 
 
 def leave() -> None:
-    """End what select() joined; all processes do so at the same place."""
+    """End the group of processes that select() joined, if any; all of them call this at the end of their work."""
     if dist.is_initialized():
         _messages.cache_clear()
         dist.destroy_process_group()

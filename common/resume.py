@@ -93,7 +93,8 @@ class Checkpoints:
         with checkpoint.naming(path):
             _refuse_difference(self.logdir, saved["identity"], self.identity)
             run.model.load_state_dict(saved["state_dict"])
-            if saved["optimizer"]["state"] or not run.scaler.is_enabled():  # which skips steps at first
+            # fp16's loss scaler skips steps until no gradient overflows; before, the optimiser has no state
+            if saved["optimizer"]["state"] or not run.scaler.is_enabled():
                 _restore_optimizer(run.optimizer, saved["optimizer"])
             run.scaler.load_state_dict(saved["scaler"])
             run.progress = Progress(**saved.get("progress", {}))

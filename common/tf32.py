@@ -13,12 +13,15 @@ PRODUCTS = {F.linear, F.conv1d, F.conv2d}
 
 
 def rounded(x: Tensor) -> Tensor:
-    """The nearest values with 10 bits of mantissa, float32."""
+    """The nearest values with 10 bits of mantissa, float32 of any shape from float32."""
     return x.view(torch.int32).add(1 << 12).bitwise_and_(-1 << 13).view(torch.float32)
 
 
 class Emulation(TorchFunctionMode):
-    """Within it PRODUCTS round their two factors, and their gradients that of the result, wherever these are taken."""
+    """Context in which PRODUCTS round their factors; their backward passes, also outside it, round what comes in.
+
+    Both factors are float32 and given by position, as PyTorch's modules do.
+    """
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         if func not in PRODUCTS:

@@ -68,6 +68,18 @@ def test_rows_round_no_worse_than_the_plain_network():
     assert errors[0] < 2 * errors[1]
 
 
+def test_the_gradient_of_the_background_is_summed_without_losing_digits():
+    """In float32, over 608,000 cells."""
+    active = torch.zeros(1, 800, 800, dtype=torch.bool)
+    active[:, :40] = True
+    level = background.Level(active)
+    x = torch.zeros(1, level.rows, 2, requires_grad=True)
+    gradient = torch.rand(1, 2, 800, 800, generator=torch.Generator().manual_seed(0))
+    (found,) = torch.autograd.grad(level.to_grid(x), x, gradient)
+    exact = gradient[0, :, 40:].double().sum(dim=(1, 2))
+    assert ((found[0, 0] - exact).abs() <= 1e-6 * exact).all()
+
+
 def test_an_image_without_ink_is_no_special_case():
     """Its channels are constant but for the border, which makes instance norm amplify rounding."""
     model, empty = make_network(), torch.zeros(2, 1, 70, 70, dtype=torch.float64)
