@@ -6,7 +6,7 @@ from collections import Counter
 from pathlib import Path
 
 from common import cli
-from common.cli import BadInput
+from common.errors import BadInput
 from data.camelyon import crops, extraction, report, slides
 
 MAX_TRIES = 10_000  # positions tried on a slide

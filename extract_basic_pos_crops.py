@@ -7,7 +7,7 @@ from collections import Counter
 from pathlib import Path
 
 from common import cli
-from common.cli import BadInput
+from common.errors import BadInput
 from data.camelyon import annotations, crops, extraction, report, slides
 
 NO_LESION = "annotation without a lesion on this level"

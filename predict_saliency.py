@@ -12,7 +12,7 @@ import numpy as np
 
 import models
 from common import checkpoint, cli, device, lock, metrics, pictures, runlog
-from common.cli import BadInput, WorkFailed
+from common.errors import BadInput, WorkFailed
 from common.files import atomic_open, make_folder, read_json, write_csv, write_json, write_npy
 from data import loaders
 from data.camelyon import dataset as camelyon

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import models
 from common import cli, device, lock, metrics, resume, runlog, signals
-from common.cli import BadInput, WorkFailed
+from common.errors import BadInput, WorkFailed
 from common.moments import GradientVariance
 from common.resume import Checkpoints, Progress
 from data.loaders import Loaders

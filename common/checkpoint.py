@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from common import first_release
-from common.cli import BadInput
+from common.errors import BadInput
 from common.files import atomic_open, check_zip
 
 LATEST = "checkpoint.pth"

@@ -10,26 +10,12 @@ import time
 from pathlib import Path
 
 from common import signals
+from common.errors import BadInput
 
 OUT_OF_MEMORY = (
     "out of memory: use a smaller -b, canvas or --width, or fewer --workers; "
     "in training also a larger --delayed_step with the smaller -b, and --checkpoint_activations"
 )
-
-
-class BadInput(Exception):
-    """The user's input cannot be used. The message is one line naming the flag or file; the exit code is 2."""
-
-    exit_code = 2
-
-    def __init__(self, message):
-        super().__init__(str(message).rsplit("BadInput: ", 1)[-1].strip())  # torch prepends a worker's traceback
-
-
-class WorkFailed(BadInput):
-    """Work that began could not be finished, in one line; the exit code is 1."""
-
-    exit_code = 1
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from common import cli, tf32
-from common.cli import BadInput, WorkFailed
+from common.errors import BadInput, WorkFailed
 
 LAUNCHED = {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}  # in the environment of torchrun's processes
 PRECISIONS = {"float32": None, "tf32": None, "fp16": torch.float16, "bf16": torch.bfloat16}  # autocast type

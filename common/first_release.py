@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from common.cli import BadInput
+from common.errors import BadInput
 from common.files import check_zip
 
 SIGNATURES = (b"PK\x03\x04", b"\x80\x02")  # PyTorch's zip format, and the plain pickle before 1.6

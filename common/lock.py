@@ -7,7 +7,7 @@ import os
 import socket
 from pathlib import Path
 
-from common.cli import BadInput
+from common.errors import BadInput
 from common.files import make_folder
 
 NAME = ".lock"

@@ -13,7 +13,7 @@ import zlib
 from pathlib import Path
 
 from common import cli
-from common.cli import BadInput
+from common.errors import BadInput
 from common.files import read_json, write_json
 
 NAME = "manifest.json"

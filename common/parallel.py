@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 
-from common.cli import WorkFailed
+from common.errors import WorkFailed
 
 KILLED = "a worker process was killed, probably for lack of memory: the same command continues, with fewer --workers"
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from common import checkpoint, device, runlog, signals
-from common.cli import BadInput, WorkFailed
+from common.errors import BadInput, WorkFailed
 from common.moments import GradientVariance
 
 NEUTRAL_FLAGS = {  # flags that change no weight: a run may be resumed with others

@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import BatchSampler, DataLoader, Dataset
 
 from common import cli, device, signals
-from common.cli import BadInput
+from common.errors import BadInput
 from common.manifest import Manifest
 
 PAPER_TRAIN_SIZE = 11276

@@ -13,7 +13,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from common import cli
-from common.cli import BadInput
+from common.errors import BadInput
 
 ROOT = Path(__file__).resolve().parents[1]
 # batch norm, a larger step and a narrow network: the paper's settings need tens of epochs at full width

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 
-from common.cli import BadInput, WorkFailed
+from common.errors import BadInput, WorkFailed
 from experiments import runs
 from experiments.runs import ROOT, Children, Run
 

@@ -6,7 +6,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from common import cli
-from common.cli import BadInput
+from common.errors import BadInput
 from common.files import atomic_open
 
 CURVES = {"train_running_acc": "training (running)", "eval_acc": "validation", "test_acc": "test"}

@@ -7,7 +7,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from common import cli
-from common.cli import BadInput
+from common.errors import BadInput
 from common.files import atomic_open
 
 HERE = Path(__file__).resolve().parent

@@ -3,7 +3,7 @@
 from dataclasses import asdict
 from pathlib import Path
 
-from common.cli import BadInput
+from common.errors import BadInput
 from common.files import read_json, write_csv
 from experiments import runs
 from experiments.runs import Run

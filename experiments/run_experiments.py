@@ -14,7 +14,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from common import cli
-from common.cli import BadInput, WorkFailed
+from common.errors import BadInput, WorkFailed
 from data.cluttered_mnist import digits
 from experiments import figures, plot_results, runs
 from experiments.figures import AXES, CROP_DATA, FIGURES, PRESETS, Point

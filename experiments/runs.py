@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common import lock
-from common.cli import BadInput
+from common.errors import BadInput
 from common.files import atomic_open, make_folder, read_json
 from data.cluttered_mnist.placements import default_clutter
 from data.loaders import shrinkage

@@ -3,7 +3,7 @@
 import argparse
 from dataclasses import asdict, dataclass
 
-from common.cli import BadInput
+from common.errors import BadInput
 from models.bagnet import BLOCKS, KERNEL3_BY_RECEPTIVE_FIELD, BagNet, receptive_field
 from models.classifier import NeedleClassifier
 

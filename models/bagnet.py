@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from common.cli import BadInput
+from common.errors import BadInput
 
 BLOCKS = (3, 4, 6, 3)  # bottlenecks in each stage
 PLANES = (64, 128, 256, 512)  # at width 0

@@ -7,7 +7,7 @@ import pytest
 from camelyon_oracle import mask_window, polygons_of
 from scipy import ndimage
 
-from common.cli import BadInput
+from common.errors import BadInput
 from data.camelyon import annotations
 
 SHAPE = (90, 110)

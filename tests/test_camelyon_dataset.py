@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from common.cli import BadInput
+from common.errors import BadInput
 from data.camelyon.dataset import CamelyonCrops, load_splits
 
 SIDE = 8

@@ -16,7 +16,7 @@ from scipy import ndimage
 
 import extract_basic_neg_crops as negatives
 import extract_basic_pos_crops as positives
-from common.cli import BadInput
+from common.errors import BadInput
 from common.manifest import Manifest
 from data.camelyon import annotations, make_slides, slides
 

@@ -10,7 +10,7 @@ import torch
 
 import models
 from common import checkpoint, first_release
-from common.cli import BadInput
+from common.errors import BadInput
 from models import ModelConfig, build_model
 
 

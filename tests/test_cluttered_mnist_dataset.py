@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch.utils.data import BatchSampler, DataLoader
 
-from common.cli import BadInput
+from common.errors import BadInput
 from data.cluttered_mnist import dataset, generate_data, generate_noise_data
 from data.cluttered_mnist.folder import SPLITS, canvas_name
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from common.cli import BadInput
+from common.errors import BadInput
 from data.cluttered_mnist import digits
 
 TRAIN, TEST = 5010, 20  # images of the small stand-in

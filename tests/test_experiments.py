@@ -14,7 +14,7 @@ from matplotlib.figure import Figure as Canvas
 
 import train_mnist
 from common import cli, lock
-from common.cli import WorkFailed
+from common.errors import WorkFailed
 from experiments import claims, drawing, estimate, figures, plot_results, results, run_experiments, runs, tables
 from experiments.figures import FIGURES, PAPER, SMALL, Point
 from experiments.runs import Places, Run

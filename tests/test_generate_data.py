@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from common.cli import BadInput
+from common.errors import BadInput
 from data.cluttered_mnist import digits, folder, generate_data, generate_noise_data
 from data.cluttered_mnist.recipe import Recipe
 

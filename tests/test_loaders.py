@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from common.cli import BadInput
+from common.errors import BadInput
 from data.loaders import EpochBatches, balanced_draws, ordered_loader, shrinkage, shuffles, training_subset
 
 PAPER_LABELS = np.tile([1, 0], 11276)  # the training file: positives at even indices

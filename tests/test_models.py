@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from network_recipe import fill, make_input, u01
 
 import models
-from common.cli import BadInput
+from common.errors import BadInput
 from models import ModelConfig, build_model
 from models.bagnet import KERNEL3_BY_RECEPTIVE_FIELD, BagNet, receptive_field
 from models.saliency import saliency_maps

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from common.cli import WorkFailed
+from common.errors import WorkFailed
 from common.parallel import map_jobs
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from common.cli import BadInput
+from common.errors import BadInput
 from data.cluttered_mnist.placements import Layout, default_clutter, draw_split
 
 REFERENCE = json.loads((Path(__file__).parent / "reference/nmnist.json").read_text())

@@ -1,6 +1,6 @@
 import pytest
 
-from common.cli import BadInput
+from common.errors import BadInput
 from common.runlog import write_stats
 from experiments import plot_curves
 

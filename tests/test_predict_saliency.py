@@ -9,7 +9,7 @@ from test_checkpoint import old_checkpoint
 
 import predict_saliency
 import train_mnist
-from common.cli import BadInput
+from common.errors import BadInput
 from data.cluttered_mnist import generate_data
 from models import ModelConfig, build_model
 from models.saliency import saliency_maps

@@ -12,7 +12,7 @@ from synthetic import CPU, assert_same_training, fit, make_args, make_loaders, m
 
 import train
 from common import checkpoint, device, resume, runlog
-from common.cli import BadInput, WorkFailed
+from common.errors import BadInput, WorkFailed
 from common.moments import GradientVariance
 from models import background
 
@@ -336,7 +336,7 @@ def test_when_one_process_fails_the_others_say_so_in_one_line(tmp_path):
         "import os, torch\nfrom common import cli, device\n"
         "def main():\n"
         "    device.select('cpu')\n"
-        "    if device.rank() == 0: raise cli.BadInput('damaged.npz: not a canvas')\n"
+        "    if device.rank() == 0: raise BadInput('damaged.npz: not a canvas')\n"
         "    device.sum_over_processes(torch.ones(1))\n"
         "cli.run(main)\n"
     )

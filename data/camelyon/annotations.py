@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from common import cli
-from common.cli import BadInput
+from common.errors import BadInput
 from data.camelyon.slides import MASK_ENDING, MAX_TILE, SUFFIXES, Slide, check_level, find_files
 
 LESION_GROUPS = {"metastases", "tumor", "_0", "_1"}  # CAMELYON17, then CAMELYON16

@@ -9,7 +9,7 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from common import cli
-from common.cli import BadInput
+from common.errors import BadInput
 from common.manifest import Manifest
 from data.camelyon.slides import SPLIT_FOLDERS
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from common import cli, lock, manifest, parallel
-from common.cli import BadInput
+from common.errors import BadInput
 from common.files import atomic_open, make_folder, npy_bytes, read_json, write_json
 from data.camelyon.report import one_line
 from data.camelyon.slides import SPLIT_FOLDERS, SPLIT_OF_CENTRE

@@ -16,7 +16,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from common import cli, parallel
-from common.cli import BadInput
+from common.errors import BadInput
 from common.files import atomic_open, make_folder
 from data.camelyon import slides
 from data.camelyon.annotations import LesionMask, mask_from_polygons, read_xml

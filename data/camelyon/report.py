@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from common import cli
-from common.cli import BadInput
+from common.errors import BadInput
 from common.files import make_folder
 from common.pictures import write_png
 from data.camelyon.annotations import LesionMask

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from common.cli import BadInput
+from common.errors import BadInput
 
 SUFFIXES = (".tif", ".tiff")
 MASK_ENDING = "_mask"  # of the name of a slide's mask, which may lie beside it

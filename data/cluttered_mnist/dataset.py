@@ -11,7 +11,7 @@ import torch
 from torch.utils.data import Dataset
 
 from common import cli
-from common.cli import BadInput
+from common.errors import BadInput
 from common.files import read_json
 from common.manifest import Manifest
 from data.cluttered_mnist import folder, render

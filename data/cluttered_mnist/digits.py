@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from common.cli import BadInput
+from common.errors import BadInput
 from common.files import make_folder
 
 SIDE = 28  # px, rows and columns of a digit

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from common import cli, manifest, parallel
-from common.cli import BadInput
+from common.errors import BadInput
 from common.files import atomic_open, json_bytes, make_folder, npy_bytes, read_json, write_json
 from common.manifest import Manifest
 

@@ -14,7 +14,7 @@ import hashlib
 import numpy as np
 
 from common import cli, lock
-from common.cli import BadInput
+from common.errors import BadInput
 from data.cluttered_mnist import digits, folder, placements, recipe, render
 
 EXAMPLES = 4  # columns of the example sheet

@@ -11,7 +11,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from common import cli, lock
-from common.cli import BadInput
+from common.errors import BadInput
 from data.cluttered_mnist import folder, recipe
 
 PAIRS = {"train": 11276, "val": 500, "test": 500}

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from common.cli import BadInput
+from common.errors import BadInput
 from data.cluttered_mnist.digits import SIDE
 from data.cluttered_mnist.render import MAX_SIDE
 

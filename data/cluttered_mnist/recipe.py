@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from common import cli
-from common.cli import BadInput
+from common.errors import BadInput
 from common.files import atomic_open, make_folder, write_npy
 from common.manifest import Manifest
 from data.cluttered_mnist import placements, render

@@ -5,7 +5,7 @@ NumPy composes one canvas, torch a batch on any device; sums of integers make bo
 
 import numpy as np
 
-from common.cli import BadInput
+from common.errors import BadInput
 
 MAX_SIDE = 2**14  # px; the first feature map of one image has 64 GB
 

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 import train_mnist
 from common import manifest
-from common.cli import BadInput
+from common.errors import BadInput
 from common.manifest import Manifest
 from data.camelyon import dataset as camelyon
 from data.cluttered_mnist import dataset, generate_data

@@ -13,7 +13,7 @@ from synthetic import make_args, make_loaders, make_model
 
 import train
 from common import checkpoint, device, resume, signals
-from common.cli import BadInput, WorkFailed
+from common.errors import BadInput, WorkFailed
 from reliability.harness import assert_same_run
 
 ROOT = Path(__file__).parents[2]
