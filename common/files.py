@@ -1,17 +1,108 @@
-"""Files that are either whole or absent: written under a temporary name, synced, then renamed."""
+"""Files of strangers, read with care; our own, written under a temporary name, synced, renamed: whole or absent."""
 
 import contextlib
+import csv
+import errno
 import io
 import json
 import os
+import stat
 import tempfile
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from common.cli import BadInput
+from common.errors import BadInput
+
+MAX_TEXT = 2**25  # bytes of JSON or of a table: half a million images; parsed, it takes a gigabyte at most
+MAX_COLUMNS = 1000
+KINDS = {stat.S_IFDIR: "a folder", stat.S_IFLNK: "a link", stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket"}
+
+
+def kind_of(mode: int) -> str:
+    """What a file of this st_mode is, for messages."""
+    return "a file" if stat.S_ISREG(mode) else KINDS.get(stat.S_IFMT(mode), "a device")
+
+
+def check_file(path: Path) -> os.stat_result:
+    """BadInput unless the path, links followed, is a plain file: a named pipe would be waited on, a device acts."""
+    try:
+        found = Path(path).stat()
+    except OSError as error:  # also a link to itself
+        raise BadInput(f"{path}: {error.strerror}") from None
+    if not stat.S_ISREG(found.st_mode):
+        raise BadInput(f"{path}: expected a file, found {kind_of(found.st_mode)}")
+    return found
+
+
+def open_input(path: Path, most: int | None = None):
+    """Open somebody's file to read bytes. BadInput names what is missing, no plain file or larger than `most`."""
+    check_file(path)
+    try:
+        file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")
+    except OSError as error:
+        raise BadInput(f"{path}: {error.strerror}") from None
+    size = os.fstat(file.fileno()).st_size
+    if most is not None and size > most:
+        file.close()
+        raise BadInput(f"{path}: has {size:,} bytes, expected {most:,} at most")
+    return file
+
+
+def read_text(path: Path) -> str:
+    """The text of somebody's JSON or table, UTF-8, which may begin with a byte-order mark. BadInput names the file."""
+    with open_input(path, MAX_TEXT) as file:
+        try:
+            return file.read().decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise BadInput(f"{path}: not text in UTF-8: {error.reason} at byte {error.start}") from None
+
+
+def read_table(path: Path, **options):
+    """Somebody's CSV as a pandas table, read with these options of read_csv. BadInput: empty, damaged or no table."""
+    import pandas as pd
+
+    text = read_text(path)
+    try:
+        header = next(csv.reader(io.StringIO(text.lstrip())), [])  # pandas skips blank lines, too
+        if len(header) > MAX_COLUMNS:
+            raise BadInput(f"{path}: has {len(header):,} columns, expected {MAX_COLUMNS:,} at most")
+        return pd.read_csv(io.StringIO(text), **options)
+    except (csv.Error, ValueError) as error:  # pandas' own are ValueErrors too
+        raise BadInput(f"{path}: not a table: {str(error).splitlines()[0]}") from None
+
+
+def open_npy(path: Path, advice: str = "") -> np.ndarray:
+    """The numbers in a .npy file, memory-mapped: no more than the file holds. BadInput names a damaged one."""
+    check_file(path)
+    try:
+        return np.lib.format.open_memmap(path, mode="r")
+    except Exception as error:  # damaged headers fail in many ways
+        reason = getattr(error, "strerror", None) or f"damaged: {error}"
+        raise BadInput(f"{path}: {reason}{advice and f'; {advice}'}") from None
+
+
+def _refuse_others(path):
+    """BadInput when something else than a plain file is where one is to be written; links are not followed."""
+    try:
+        mode = os.lstat(path).st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISREG(mode):
+        raise BadInput(f"{path}: is {kind_of(mode)} where a file is to be written; remove it or choose another folder")
+
+
+def open_own(path: Path, flags: int, mode: str):
+    """Open a file of ours with flags of os.open, creating it; BadInput when there is a link or no plain file."""
+    _refuse_others(path)
+    try:
+        descriptor = os.open(path, flags | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENXIO):  # it was put there just now
+            _refuse_others(path)
+        raise
+    return os.fdopen(descriptor, mode)
 
 
 @contextlib.contextmanager
@@ -19,13 +110,16 @@ def atomic_open(path: Path, mode: str = "wb", sync: bool = True, keep: Path | No
     """Open a file that appears at `path` only when the block ends without an error; what was there moves to `keep`.
 
     Without `sync` a power cut may leave it without its content. The temporary name is fixed (`.{name}.part`), so that
-    an interrupted run leaves one file at most, which the next run overwrites. Two writers of one path are the caller's
-    to prevent.
+    an interrupted run leaves one file at most, which the next run replaces. Not safe for two writers of one path; see
+    lock.py. BadInput when a link or no plain file is at either name.
     """
     path = Path(path)
     part = path.with_name(f".{path.name}.part")
+    for name in (path, part):
+        _refuse_others(name)
+    part.unlink(missing_ok=True)  # it may be another file's second name
     try:
-        with part.open(mode) as file:
+        with open_own(part, os.O_WRONLY | os.O_EXCL, mode) as file:
             yield file
             file.flush()
             if sync:
@@ -74,32 +168,14 @@ def npy_bytes(array: np.ndarray) -> memoryview:
 
 def read_json(path: Path) -> dict:
     """Read a JSON object; BadInput names a file that is missing or holds anything else."""
+    text = read_text(path)
     try:
-        content = json.loads(Path(path).read_text())
-    except FileNotFoundError:
-        raise BadInput(f"{path}: no such file") from None
+        content = json.loads(text)
     except (ValueError, RecursionError):  # of brackets in brackets
         raise BadInput(f"{path}: not a JSON file") from None
     if not isinstance(content, dict):
         raise BadInput(f"{path}: expected a JSON object")
     return content
-
-
-def check_zip(path: Path) -> None:
-    """BadInput names a zip file of PyTorch with a member whose checksum does not hold; any other file passes."""
-    if not zipfile.is_zipfile(path):
-        return
-    try:
-        with zipfile.ZipFile(path) as archive:
-            if sum(member.file_size for member in archive.infolist()) > Path(path).stat().st_size:
-                raise BadInput(f"{path}: damaged: its members are larger than the file")  # nothing is compressed
-            broken = archive.testzip()
-    except BadInput:
-        raise
-    except Exception as error:  # damaged archives fail in many ways
-        raise BadInput(f"{path}: damaged: {error}") from None
-    if broken:
-        raise BadInput(f"{path}: damaged: the checksum of {broken} does not hold")
 
 
 def make_folder(path: Path) -> Path:
@@ -111,3 +187,15 @@ def make_folder(path: Path) -> Path:
     except OSError as error:
         raise BadInput(f"{path}: cannot write to this folder: {error.strerror}") from None
     return path
+
+
+def make_subfolder(folder: Path, name: str) -> Path:
+    """Create a folder of ours in one that the user named; BadInput when a link or a file is in its place."""
+    path = Path(folder) / name
+    try:
+        mode = os.lstat(path).st_mode
+    except FileNotFoundError:
+        return make_folder(path)
+    if not stat.S_ISDIR(mode):
+        raise BadInput(f"{path}: is {kind_of(mode)} where a folder is to be written; remove it or choose another one")
+    return make_folder(path)

@@ -1,10 +1,13 @@
 import errno
+import os
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from common import cli
+from common import cli, files
+from common.errors import BadInput
 from common.files import atomic_open, npy_bytes, write_npy
 
 
@@ -35,3 +38,77 @@ def test_arrays_are_written_as_numpy_reads_them(tmp_path):
 def test_a_killed_loader_process_counts_as_lack_of_memory():
     assert cli.is_out_of_memory(RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "))
     assert not cli.is_out_of_memory(RuntimeError("shape mismatch"))
+
+
+def fifo(path):
+    os.mkfifo(path)
+    return path
+
+
+def link(path, target):
+    path.symlink_to(target)
+    return path
+
+
+@pytest.mark.parametrize("read", [files.read_json, files.read_table, files.open_npy, files.read_text, files.open_input])
+def test_only_plain_files_are_read_and_nothing_is_waited_on(tmp_path, read):
+    strangers = {
+        "found a named pipe": fifo(tmp_path / "pipe"),
+        "found a folder": tmp_path,
+        "found a device": Path("/dev/zero"),
+        "Too many levels of symbolic links": link(tmp_path / "loop", tmp_path / "loop"),
+        "No such file": tmp_path / "none",
+    }
+    for said, path in strangers.items():
+        with pytest.raises(BadInput, match=f"^{re.escape(str(path))}: .*{said}"):
+            read(path)
+
+
+def test_a_link_to_a_plain_file_is_read(tmp_path):
+    (tmp_path / "a.json").write_text("{}")
+    assert files.read_json(link(tmp_path / "b.json", tmp_path / "a.json")) == {}
+
+
+def test_a_file_is_written_where_nothing_or_a_plain_file_is(tmp_path):
+    precious = tmp_path / "precious"
+    precious.write_text("mine")
+    for name in ("out", ".out.part"):
+        for make in (lambda path: path.symlink_to(precious), lambda path: path.mkdir(), os.mkfifo):
+            make(tmp_path / name)
+            with pytest.raises(BadInput, match=f"{name}: is a .* where a file is to be written"):
+                files.write_json(tmp_path / "out", {})
+            (tmp_path / name).rmdir() if (tmp_path / name).is_dir() else (tmp_path / name).unlink()
+    os.link(precious, tmp_path / ".out.part")  # as a second name it is taken away, never written to
+    files.write_json(tmp_path / "out", {})
+    assert precious.read_text() == "mine"
+
+
+def test_a_folder_within_ours_is_no_link(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    link(tmp_path / "recipe", tmp_path / "elsewhere")
+    with pytest.raises(BadInput, match="recipe: is a link where a folder is to be written"):
+        files.make_subfolder(tmp_path, "recipe")
+    assert files.make_subfolder(tmp_path, "new").is_dir()
+
+
+@pytest.mark.parametrize(
+    "content, said",
+    [
+        (b"", "not a table: No columns"),
+        (b"a,b\n1,2\n1,2,3\n", "not a table"),
+        (b"\n\n" + b"," * 10**6, "1,000,001 columns, expected 1,000"),
+        (b'"a\nb"' + b"," * 10**6, "1,000,001 columns"),
+        ("a,b\n".encode("utf-16"), "not text in UTF-8"),
+        (b"a" * (files.MAX_TEXT + 1), "33,554,433 bytes, expected 33,554,432 at most"),
+    ],
+)
+def test_what_is_no_table_is_said_before_it_takes_memory(tmp_path, content, said):
+    path = tmp_path / "t.csv"
+    path.write_bytes(content)
+    with pytest.raises(BadInput, match=f"t.csv: .*{re.escape(said)}"):
+        files.read_table(path)
+
+
+def test_a_table_may_begin_with_a_byte_order_mark(tmp_path):
+    (tmp_path / "t.csv").write_bytes(b"\xef\xbb\xbfimg_path,label\na,1\n")
+    assert files.read_table(tmp_path / "t.csv").columns.tolist() == ["img_path", "label"]
