@@ -79,10 +79,10 @@ def load_model(args) -> tuple[models.NeedleClassifier, float]:
         asked, found = getattr(args, name), getattr(config, name)
         if asked is not None and asked != found:
             raise BadInput(f"--{name} {asked}: the network in {path} has {found}; leave the flag out")
-    with checkpoint.naming(path):
+    with checkpoint.errors_name(path):
         take_data_flags(args, content["config"] if first_release else content["args"], path)
         model = models.build_model(config)
-        model.load_state_dict(content["state_dict"])
+        checkpoint.load_weights(model, content["state_dict"], path)
     return model, 255.0 if first_release and args.datatype == "camelyon" else 1.0
 
 

@@ -90,9 +90,9 @@ class Checkpoints:
         path, saved = self._load()
         if saved is None:
             return
-        with checkpoint.naming(path):
+        with checkpoint.errors_name(path):
             _refuse_difference(self.logdir, saved["identity"], self.identity)
-            run.model.load_state_dict(saved["state_dict"])
+            checkpoint.load_weights(run.model, saved["state_dict"], path)
             # fp16's loss scaler skips steps until no gradient overflows; before, the optimiser has no state
             if saved["optimizer"]["state"] or not run.scaler.is_enabled():
                 _restore_optimizer(run.optimizer, saved["optimizer"])

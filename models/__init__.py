@@ -39,8 +39,7 @@ class ModelConfig:
     @classmethod
     def from_dict(cls, config: dict) -> "ModelConfig":
         """From a checkpoint's plain dict; unknown keys and values raise TypeError or ValueError."""
-        config = {**config, "kernel3": tuple(config["kernel3"])}
-        parse_kernel3("_".join(map(str, config["kernel3"])))
+        config = {**config, "kernel3": _read_kernel3(config["kernel3"])}
         parse_pooling(config["pooling"])
         if config["width"] not in WIDTHS or config["norm"] not in NORMS:
             raise ValueError(f"width {config['width']}, norm {config['norm']}")
@@ -76,6 +75,16 @@ def parse_kernel3(text: str) -> tuple[int, int, int, int]:
     if len(counts) != 4 or not all(c.isdigit() and int(c) <= most for c, most in zip(counts, BLOCKS, strict=True)):
         raise argparse.ArgumentTypeError(f"expected 9, 33, 177 or four counts up to 3_4_6_3, got {text!r}")
     return tuple(map(int, counts))
+
+
+def _read_kernel3(value):
+    """A checkpoint's kernel3, four numbers or what the flag takes."""
+    if isinstance(value, str):
+        return parse_kernel3(value)
+    try:
+        return parse_kernel3("_".join(map(str, value)))
+    except (TypeError, argparse.ArgumentTypeError):
+        raise ValueError(f"kernel3 is {value!r}, expected four counts up to 3_4_6_3") from None
 
 
 def parse_pooling(text: str) -> str:
