@@ -4,7 +4,6 @@ import hashlib
 import json
 import os
 import re
-import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -13,7 +12,18 @@ import numpy as np
 import models
 from common import checkpoint, cli, device, lock, metrics, pictures, runlog
 from common.errors import BadInput, WorkFailed
-from common.files import atomic_open, make_folder, read_json, write_csv, write_json, write_npy
+from common.files import (
+    atomic_open,
+    check_target,
+    errors_name,
+    make_subfolder,
+    open_input,
+    open_own,
+    read_json,
+    write_csv,
+    write_json,
+    write_npy,
+)
 from data import loaders
 from data.camelyon import dataset as camelyon
 from data.cluttered_mnist import dataset as mnist
@@ -22,6 +32,10 @@ from models.saliency import saliency_maps
 DATA = {"mnist": mnist, "camelyon": camelyon}
 IN_CHANNELS = {"mnist": 1, "camelyon": 3}
 PANELS_PER_ROW = 5
+OWN = re.compile(  # names of what is written
+    r"(sal|pred)_\d+\.npy|overlay_\d+\.png|contact_sheet\.png|pred\.csv|localization\.json"
+    r"|run\.json|rows\.jsonl|\.[\w.]+\.part"
+)
 OUTCOMES = {  # (label, prediction) -> row of the contact sheet, as in figures 16 and 18-21
     (1, 1): "true positives",
     (0, 1): "false positives",
@@ -57,7 +71,7 @@ def main(argv=None):
     data = DATA[args.datatype].load_splits(args, [args.split])[args.split]
     loaders.verify(args, *([args.data_path] if args.datatype == "mnist" else [args.pos_path, args.neg_path]))
     with lock.held(args.logdir, "--logdir", ".saliency.lock"):
-        maps = MapFolder(args.logdir, identity(args, data), args.batch_size)
+        maps = MapFolder(args.logdir, args.split, identity(args, data), args.batch_size)
         explain(model, data, maps, where, args, scale)
         draw_pictures(data, maps, args.overlays)
         report(maps, data, args.split)
@@ -98,24 +112,32 @@ def take_data_flags(args, trained_with: dict, path: Path) -> None:
 
 
 class MapFolder:
-    """LOGDIR/saliency in the making: it grows as LOGDIR/saliency.part, whose finished batches a later run keeps.
+    """LOGDIR/saliency, of other splits LOGDIR/saliency_{split}, in the making: it grows as saliency.part beside it.
 
-    `rows` are those of pred.csv so far. A part of other images, weights or settings is begun anew.
+    A later run keeps the part's finished batches. `rows` are those of pred.csv so far. A part of other images, weights
+    or settings is begun anew. BadInput when folders of these names are somebody else's.
     """
 
-    def __init__(self, logdir: Path, identity: dict, batch_size: int):
-        self.target, self.part = logdir / "saliency", logdir / "saliency.part"
-        if (self.part / "run.json").exists() and read_json(self.part / "run.json") == identity:
+    def __init__(self, logdir: Path, split: str, identity: dict, batch_size: int):
+        name = "saliency" if split == "val" else f"saliency_{split}"
+        self.target, self.part = make_subfolder(logdir, name), make_subfolder(logdir, f"{name}.part")
+        _refuse_other_split(self.target, split)
+        book = self.part / "run.json"
+        if book.exists() and read_json(book) == identity:
             self.rows = self._finished(batch_size)
         else:
-            shutil.rmtree(self.part, ignore_errors=True)
-            write_json(make_folder(self.part) / "run.json", identity)
+            others = _remove_ours(self.part)
+            if others:
+                raise BadInput(f"{others[0]}: not of an interrupted run; move it elsewhere")
+            write_json(book, identity)
             self.rows = []
 
     def _finished(self, batch_size):
         """Rows of whole batches; the last line may be cut, maps may lack content or have been published already."""
-        path = self.part / "rows.jsonl"
-        lines = path.read_text(errors="replace").splitlines() if path.exists() else []
+        path, lines = self.part / "rows.jsonl", []
+        if path.exists():
+            with open_input(path) as file:
+                lines = file.read().decode(errors="replace").splitlines()
         try:
             rows = [json.loads(line) for line in lines if line.endswith("}")]
         except (ValueError, RecursionError):
@@ -133,7 +155,8 @@ class MapFolder:
         for row, sal, loc in zip(rows, saliency, local, strict=True):
             write_npy(self.part / f"sal_{row['img']}.npy", sal, sync=False)
             write_npy(self.part / f"pred_{row['img']}.npy", loc, sync=False)
-        with (self.part / "rows.jsonl").open("a") as file:
+        path = self.part / "rows.jsonl"
+        with errors_name(path), open_own(path, os.O_WRONLY | os.O_APPEND, "a") as file:
             file.writelines(f"{json.dumps(row)}\n" for row in rows)
         self.rows += rows
 
@@ -145,13 +168,29 @@ class MapFolder:
         """Move all but the book-keeping to the target, in place of what an earlier run left there."""
         os.sync()
         write_csv(self.part / "pred.csv", self.rows)
-        for path in make_folder(self.target).iterdir():
-            if re.fullmatch(r"(sal|pred)_\d+\.npy|overlay_\d+\.png", path.name):
-                path.unlink()
+        _remove_ours(self.target)
         for path in sorted(self.part.iterdir()):
             if path.name not in ("run.json", "rows.jsonl"):
+                check_target(self.target / path.name)
                 path.replace(self.target / path.name)
-        shutil.rmtree(self.part)
+        _remove_ours(self.part)
+        self.part.rmdir()
+
+
+def _refuse_other_split(folder, split):
+    """BadInput when the folder holds another split's maps, as earlier versions left them all in one place."""
+    scores = folder / "localization.json"
+    found = read_json(scores).get("split", split) if scores.exists() else split
+    if found != split:
+        raise BadInput(f"{folder}: holds maps of the {found} split; rename it to saliency_{found}")
+
+
+def _remove_ours(folder):
+    """Remove what this command writes; returns what else is there, sorted."""
+    for path in folder.iterdir():
+        if OWN.fullmatch(path.name) and path.is_file() and not path.is_symlink():
+            path.unlink()
+    return sorted(folder.iterdir())
 
 
 def _is_row(row, i):
@@ -200,8 +239,10 @@ def write_batch(maps: MapFolder, data, labels: list[int], saliency, local, logit
     """Add a batch's results, as saliency_maps returns them, to the maps. WorkFailed when they are not finite."""
     saliency, local = saliency.float().cpu().numpy(), local.float().cpu().numpy()
     probabilities = logits.double().softmax(dim=1)[:, 1].tolist()
-    if not np.isfinite(probabilities).all():
-        raise WorkFailed(f"{maps.target.parent / checkpoint.BEST}: the network's outputs are not finite")
+    finite = np.isfinite(probabilities) & np.isfinite(saliency).all(axis=(1, 2))
+    if not finite.all():  # weights and pixels were, when they were read
+        name = data.names[len(maps.rows) + int(np.argmin(finite))]
+        raise WorkFailed(f"{name}: the network's numbers overflow on this image; with --precision float32 they may not")
     batch = zip(labels, probabilities, saliency, strict=True)
     rows = [detection(data, i, *item) for i, item in enumerate(batch, len(maps.rows))]
     maps.add(rows, saliency, local)

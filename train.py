@@ -369,7 +369,10 @@ def _announce(run, loaders):
     print(models.describe(run.model))
     print(f"batch {args.batch_size} x accumulation {run.accumulation} = {effective}{note}")
     factor = loaders.epoch_factor
-    print(f"{loaders.batches.length:,} training images, {args.epochs} epochs x shrinkage {factor}, on {run.device}")
+    epochs = f"{args.epochs} epochs"
+    if factor > 1:
+        epochs += f" x shrinkage {factor} = {args.epochs * factor} epochs"
+    print(f"{loaders.batches.length:,} training images, {epochs}, on {run.device}")
     if run.history or run.progress.steps:
         done = len(run.history) >= args.epochs * factor
         where = f"epoch {len(run.history)}" + (f" and {run.progress.steps} steps" if run.progress.steps else "")

@@ -83,8 +83,8 @@ def open_npy(path: Path, advice: str = "") -> np.ndarray:
         raise BadInput(f"{path}: {reason}{advice and f'; {advice}'}") from None
 
 
-def _refuse_others(path):
-    """BadInput when something else than a plain file is where one is to be written; links are not followed."""
+def check_target(path: Path) -> None:
+    """BadInput when something other than a plain file is where one is to be written; links are not followed."""
     try:
         mode = os.lstat(path).st_mode
     except FileNotFoundError:
@@ -95,14 +95,25 @@ def _refuse_others(path):
 
 def open_own(path: Path, flags: int, mode: str):
     """Open a file of ours with flags of os.open, creating it; BadInput when there is a link or no plain file."""
-    _refuse_others(path)
+    check_target(path)
     try:
         descriptor = os.open(path, flags | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
     except OSError as error:
         if error.errno in (errno.ELOOP, errno.ENXIO):  # it was put there just now
-            _refuse_others(path)
+            check_target(path)
         raise
     return os.fdopen(descriptor, mode)
+
+
+@contextlib.contextmanager
+def errors_name(path: Path):
+    """Let an OSError that names no file, as that of a full disk, name this one."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            raise OSError(error.errno, error.strerror, str(path)) from None
+        raise
 
 
 @contextlib.contextmanager
@@ -116,10 +127,10 @@ def atomic_open(path: Path, mode: str = "wb", sync: bool = True, keep: Path | No
     path = Path(path)
     part = path.with_name(f".{path.name}.part")
     for name in (path, part):
-        _refuse_others(name)
+        check_target(name)
     part.unlink(missing_ok=True)  # it may be another file's second name
     try:
-        with open_own(part, os.O_WRONLY | os.O_EXCL, mode) as file:
+        with errors_name(path), open_own(part, os.O_WRONLY | os.O_EXCL, mode) as file:
             yield file
             file.flush()
             if sync:
@@ -127,10 +138,8 @@ def atomic_open(path: Path, mode: str = "wb", sync: bool = True, keep: Path | No
         if keep:
             path.replace(keep)
         part.replace(path)
-    except BaseException as error:
+    except BaseException:
         part.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.filename is None:  # a full disk
-            raise OSError(error.errno, error.strerror, str(path)) from None
         raise
 
 

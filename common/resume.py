@@ -96,6 +96,8 @@ class Checkpoints:
             # fp16's loss scaler skips steps until no gradient overflows; before, the optimiser has no state
             if saved["optimizer"]["state"] or not run.scaler.is_enabled():
                 _restore_optimizer(run.optimizer, saved["optimizer"])
+            if not _all_finite(*saved["optimizer"]["state"].values()):
+                raise ValueError("the optimiser's state holds values that are not finite")
             run.scaler.load_state_dict(saved["scaler"])
             run.progress = Progress(**saved.get("progress", {}))
             if run.progress.variance is not None:

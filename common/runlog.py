@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from common import cli, device
-from common.files import write_csv, write_json
+from common.files import errors_name, write_csv, write_json
 
 SPLIT_COLUMNS = ("loss", "acc", "prec", "recall", "auc", "ap")
 COLUMNS = (
@@ -82,8 +82,8 @@ class TensorBoard:
         from tensorboardX.proto.event_pb2 import SessionLog
         from tensorboardX.record_writer import RecordWriter
 
-        name = f"events.out.tfevents.{int(time.time())}.{platform.node()}.{first_step}"
-        self.file = RecordWriter(str(logdir / name))
+        self.path = logdir / f"events.out.tfevents.{int(time.time())}.{platform.node()}.{first_step}"
+        self.file = RecordWriter(str(self.path))
         self._write(file_version="brain.Event:2")
         self._write(step=first_step, session_log=SessionLog(status=SessionLog.START))  # voids later steps
         self.flush()
@@ -127,7 +127,8 @@ class TensorBoard:
     def flush(self) -> None:
         """Bring what was written to the disk."""
         if self.file:
-            self.file.flush()
+            with errors_name(self.path):
+                self.file.flush()
 
     def _scalars(self, step, values):
         from tensorboardX.proto.summary_pb2 import Summary
@@ -139,11 +140,13 @@ class TensorBoard:
         from tensorboardX.proto.event_pb2 import Event
 
         if self.file:
-            self.file.write(Event(wall_time=time.time(), **content).SerializeToString())
+            with errors_name(self.path):
+                self.file.write(Event(wall_time=time.time(), **content).SerializeToString())
 
     def __enter__(self):
         return self
 
     def __exit__(self, *error) -> None:
         if self.file:
-            self.file.close()
+            with errors_name(self.path):
+                self.file.close()

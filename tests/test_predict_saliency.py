@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import imageio.v3 as imageio
 import numpy as np
@@ -46,11 +47,12 @@ def explain(trained, *flags):
         *flags,
     ]
     predict_saliency.main(list(map(str, arguments)))
-    return pd.read_csv(logdir / "saliency" / "pred.csv"), logdir / "saliency"
+    name = f"saliency_{flags[flags.index('--split') + 1]}" if "--split" in flags else "saliency"
+    return pd.read_csv(logdir / name / "pred.csv"), logdir / name
 
 
 def test_folder_holds_maps_tables_and_pictures(trained):
-    explain(trained, "--split", "test", "--overlays", 5)  # a larger split first: nothing of it may stay
+    explain(trained, "--overlays", 5)  # more of them first: none may stay
     table, folder = explain(trained, "--overlays", 3)
     assert len(list(folder.glob("sal_*.npy"))) == len(table)
     n = len(table)
@@ -100,6 +102,44 @@ def test_an_interrupted_run_continues_and_leaves_what_was_there(trained, tmp_pat
     assert len(batches) == 3 + -(-n // 8) - 2  # two batches were kept
     assert not (folder.parent / "saliency.part").exists()
     (folder / "notes.txt").unlink()
+
+
+def test_maps_of_several_splits_lie_side_by_side(trained):
+    splits = {"val": explain(trained), "test": explain(trained, "--split", "test")}
+    for split, (table, folder) in splits.items():
+        assert json.loads((folder / "localization.json").read_text())["split"] == split
+        assert table.img_path.tolist() == pd.read_csv(trained[0] / f"{split}.csv").img_path.tolist()
+        assert len(list(folder.glob("sal_*.npy"))) == len(table)
+    assert len({folder for _, folder in splits.values()}) == 2
+
+
+def test_maps_of_another_split_and_strangers_files_are_not_taken_away(trained, tmp_path):
+    logdir = shutil.copytree(trained[1], tmp_path / "run", ignore=shutil.ignore_patterns("saliency*"))
+    (tmp_path / "elsewhere").mkdir()
+    (logdir / "saliency").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(BadInput, match="saliency: is a link"):
+        explain((trained[0], logdir))
+    (logdir / "saliency").unlink()
+    explain((trained[0], logdir), "--split", "test")
+    (logdir / "saliency_test").rename(logdir / "saliency")  # as earlier versions left it
+    with pytest.raises(BadInput, match="holds maps of the test split; rename it to saliency_test"):
+        explain((trained[0], logdir))
+    (logdir / "saliency").rename(logdir / "saliency_test")
+    (logdir / "saliency.part").mkdir(exist_ok=True)
+    (logdir / "saliency.part" / "thesis.txt").write_text("mine")
+    with pytest.raises(BadInput, match=r"saliency\.part/thesis\.txt: not of an interrupted run"):
+        explain((trained[0], logdir))
+
+
+def test_an_image_on_which_numbers_overflow_is_named(trained, monkeypatch):
+    def overflow(model, images):
+        saliency, local, logits = saliency_maps(model, images)
+        logits[1] = torch.nan
+        return saliency, local, logits
+
+    monkeypatch.setattr(predict_saliency, "saliency_maps", overflow)
+    with pytest.raises(BadInput, match=r"val_1\.npz: the network's numbers overflow on this image"):
+        explain(trained)
 
 
 def test_hits_lie_inside_the_needles_box(trained):
@@ -176,5 +216,5 @@ def test_a_first_release_checkpoint_is_explained(trained, tmp_path):
 
 
 def test_a_log_folder_without_checkpoint_is_named(trained, tmp_path):
-    with pytest.raises(BadInput, match=r"best_checkpoint\.pth: no such checkpoint"):
+    with pytest.raises(BadInput, match=r"best_checkpoint\.pth: No such file"):
         explain((trained[0], tmp_path))

