@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from common.files import atomic_open
+from common.files import atomic_open, make_folder, make_subfolder
 from experiments.figures import LABELS, Figure, View
 from experiments.results import LEVELS, smallest_sets, validation_means
 from models import POOLINGS
@@ -82,7 +82,7 @@ def draw(figure: Figure, table, curves, path: Path) -> None:
         axis.remove()
     words = "\n".join(textwrap.wrap(describe(table), int(17 * canvas.get_figwidth())))
     canvas.suptitle(f"{figure.title}\n{words}", fontsize=8)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_subfolder(make_folder(path.parent.parent), path.parent.name)
     with atomic_open(path) as file:
         FigureCanvasAgg(canvas).print_png(file)
 

@@ -56,7 +56,7 @@ def hours(run: Run) -> float:
 
 def disk(todo: list[Run]) -> int:
     """Bytes of data sets, checkpoints (weights twice, optimiser state once) and TensorBoard files."""
-    data = {(runs.data_name(run.point, run.setting)): run for run in todo if run.point.data == "nmnist"}
+    data = {runs.data_name(r.point, r.setting, r.places): r for r in todo if r.point.data == "nmnist"}
     recipes = sum(DIGITS + 14282 * r.setting.duplicates * 6 * runs.clutter(r.point, r.setting) for r in data.values())
     return int(recipes + sum(12 * parameters(_shape(run.point)) + 3e6 for run in todo))
 

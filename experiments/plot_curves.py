@@ -8,6 +8,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from common import cli
 from common.errors import BadInput
 from common.files import atomic_open
+from experiments.stats import read_numbers
 
 CURVES = {"train_running_acc": "training (running)", "eval_acc": "validation", "test_acc": "test"}
 
@@ -32,9 +33,10 @@ def read_curves(logdirs: list[Path]):
 
     tables = []
     for logdir in logdirs:
-        if not (logdir / "stats.csv").is_file():
+        path = logdir / "stats.csv"
+        if not path.exists():
             raise BadInput(f"{logdir}: no stats.csv, expected the folder of a run")
-        stats = pd.read_csv(logdir / "stats.csv").rename(columns=CURVES)
+        stats = read_numbers(path, ["epoch"], list(CURVES)).rename(columns=CURVES)
         curves = stats.melt("epoch", list(CURVES.values()), "split", "accuracy").dropna()
         tables.append(curves.assign(run=logdir.name))
     return pd.concat(tables, ignore_index=True)

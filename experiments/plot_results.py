@@ -1,5 +1,6 @@
 """Draw figures from experiments/results/*.csv and write the tables of RESULTS.md: plot_results.py [figure4 ...]"""
 
+import argparse
 import re
 import sys
 from pathlib import Path
@@ -8,7 +9,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from common import cli
 from common.errors import BadInput
-from common.files import atomic_open
+from common.files import atomic_open, read_text
 
 HERE = Path(__file__).resolve().parent
 MARKS = "<!-- {name}: written by experiments/plot_results.py -->", "<!-- end of {name} -->"
@@ -18,10 +19,20 @@ def parse_args(argv=None):
     from experiments.figures import FIGURES
 
     parser = cli.ArgumentParser(description=__doc__)
-    parser.add_argument("figures", nargs="*", choices=[[], *FIGURES], help="which (default: all that have results)")
+    names = f"which of {', '.join(FIGURES)} (default: all that have results)"
+    parser.add_argument("figures", nargs="*", type=figure, metavar="figure", help=names)
     add_out_flag(parser)
     parser.add_argument("--results_md", type=cli.path, help="file whose tables are written, for example RESULTS.md")
     return parser.parse_args(argv)
+
+
+def figure(text: str) -> str:
+    """Parse a figure's name (an argparse type; Python 3.10 takes an empty list of figures for one of the `choices`)."""
+    from experiments.figures import FIGURES
+
+    if text not in FIGURES:
+        raise argparse.ArgumentTypeError(f"invalid choice: {text!r} (choose from {', '.join(FIGURES)})")
+    return text
 
 
 def add_out_flag(parser) -> None:
@@ -30,11 +41,11 @@ def add_out_flag(parser) -> None:
 
 
 def main(argv=None):
-    from experiments import tables
+    from experiments import results, tables
+    from experiments.figures import FIGURES
 
     args = parse_args(argv)
-    found = [path.stem for path in sorted((args.out / "results").glob("*.csv")) if not path.stem.endswith("_curves")]
-    for name in args.figures or found:
+    for name in args.figures or sorted(name for name in FIGURES if results.path_of(args.out, name).exists()):
         for path in draw_figure(name, args.out):
             print(f"wrote {path}")
     if args.results_md:
@@ -52,7 +63,7 @@ def draw_figure(name: str, out: Path) -> list[Path]:
     table = results.load(out, name)
     if table is None:
         raise BadInput(f"{name}: no {results.path_of(out, name)}, expected what run_experiments.py {name} writes")
-    curves, paths = results.load(out, f"{name}_curves"), []
+    curves, paths = results.load_curves(out, name), []
     for setting, rows in table.groupby("setting"):
         suffix = "" if setting == "paper" else "_" + re.sub(r"(--|[^\w.-])+", "_", setting)
         paths.append(out / "figures" / f"{name}{suffix}.png")
@@ -63,7 +74,7 @@ def draw_figure(name: str, out: Path) -> list[Path]:
 
 def replace_tables(path: Path, tables: dict[str, str]) -> None:
     """Write each table between its two marks. BadInput where they are missing."""
-    text = path.read_text()
+    text = read_text(path)
     for name, table in tables.items():
         start, end = (mark.format(name=name) for mark in MARKS)
         if text.count(start) != 1 or end not in text:

@@ -4,9 +4,10 @@ from dataclasses import asdict
 from pathlib import Path
 
 from common.errors import BadInput
-from common.files import read_json, write_csv
+from common.files import make_folder, make_subfolder, read_json, write_csv
 from experiments import runs
 from experiments.runs import Run
+from experiments.stats import read_numbers
 
 FITS = 0.99  # a run fits when its running training accuracy exceeds this in some epoch
 LEVELS = (0.7, 0.85)  # validation accuracies of figures 6 and 15
@@ -20,6 +21,9 @@ SCORES = (
     *("localization_ap", "seconds", "device"),
 )
 CURVE = ("epoch", "train_running_acc", "val_acc")
+TEXTS = ("setting", "data", "ratio", "o2i", "pooling", "precision", "norm", "opt", "device")
+O2I = r"(\d+\.?\d*-)?\d+\.?\d*"  # percent, or a range
+GAPS = ("clutter", "num_examples", "epochs_to_fit", "test_auc", "localization_ap")  # numbers that a row may lack
 
 
 def configuration(run: Run) -> dict:
@@ -34,16 +38,20 @@ def row(run: Run) -> dict:
     """A finished run's line of the results."""
     stats = runs.history(run)
     best = stats.loc[stats["eval_acc"].idxmax()]
+    if best[["train_acc", "test_acc"]].isna().any():
+        raise BadInput(f"{run.logdir / 'stats.csv'}: no train_acc or test_acc in epoch {best['epoch']:g}, the best")
     fitted = stats["epoch"][stats["train_running_acc"] > FITS]
-    scores = runs.localization(run) or {}
+    device = read_json(run.logdir / "config.json").get("device")
+    if not isinstance(device, str):
+        raise BadInput(f"{run.logdir / 'config.json'}: device is {device!r}, expected a name")
     return configuration(run) | {
         **{"best_epoch": int(best["epoch"]), "train_acc": best["train_acc"], "val_acc": best["eval_acc"]},
         **{"test_acc": best["test_acc"], "test_auc": best["test_auc"], "fits": len(fitted) > 0},
         **{"epochs_to_fit": None if fitted.empty else int(fitted.iloc[0])},
         "mean_running_acc": stats["train_running_acc"].mean(),
-        "localization_ap": scores.get("average_precision"),
+        "localization_ap": runs.localization(run),
         "seconds": round(stats["seconds"].sum(), 1),
-        "device": read_json(run.logdir / "config.json")["device"],
+        "device": device,
     }
 
 
@@ -60,12 +68,12 @@ def update(path: Path, rows: list[dict], columns=CONFIGURATION + SCORES) -> None
     key = [name for name in (*CONFIGURATION, "epoch") if name in columns]
     table = pd.DataFrame(rows, columns=columns)
     if path.exists():
-        table = pd.concat([read(path), table], ignore_index=True)
+        table = pd.concat([read(path, columns), table], ignore_index=True)
     table["ratio"] = table["ratio"].fillna("")  # as it is before it is written
     text = table[key].astype("string").fillna("")  # empty cells are equal, too
     table = table.loc[text.drop_duplicates(keep="last").index]
     table = table.sort_values(key, key=lambda column: column.astype(str) if column.dtype == object else column)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_subfolder(make_folder(path.parent.parent), path.parent.name)
     write_csv(path, table.round(5).to_dict("records"), columns)
 
 
@@ -74,21 +82,26 @@ def path_of(out: Path, name: str) -> Path:
     return out / "results" / f"{name}.csv"
 
 
-def load(out: Path, name: str):
+def load(out: Path, name: str, columns=CONFIGURATION + SCORES):
     """A figure's table of results, None when there is none."""
     path = path_of(out, name)
-    return read(path) if path.exists() else None
+    return read(path, columns) if path.exists() else None
 
 
-def read(path: Path):
-    """A table of results. BadInput when a column is missing."""
-    import pandas as pd
+def load_curves(out: Path, name: str):
+    """A figure's table of epochs, None when there is none."""
+    return load(out, f"{name}_curves", CONFIGURATION + CURVE)
 
-    table = pd.read_csv(path, dtype={"ratio": str, "o2i": str})
-    missing = [name for name in CONFIGURATION if name not in table]
-    if missing:
-        raise BadInput(f"{path}: no table of results, its columns lack {', '.join(missing)}")
-    return table
+
+def read(path: Path, columns=CONFIGURATION + SCORES):
+    """A table of results. BadInput when it has no rows, a column is missing or holds what does not belong there."""
+    texts, gaps = [name for name in columns if name in TEXTS], [name for name in columns if name in GAPS]
+    numbers = [name for name in columns if name not in (*TEXTS, *GAPS)]
+    table = read_numbers(path, numbers, gaps, texts, dtype=dict.fromkeys(TEXTS, str))
+    for name in texts:
+        if name != "ratio" and not table[name].fillna("").str.fullmatch(O2I if name == "o2i" else ".+").all():
+            raise BadInput(f"{path}: no table of results, by its column {name}")
+    return table.astype({"fits": bool}) if "fits" in columns else table
 
 
 def validation_means(table):

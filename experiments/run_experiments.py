@@ -5,6 +5,8 @@ results/{figure}.csv, draws figures/{figure}.png and judges the paper's claims.
 """
 
 import contextlib
+import math
+import os
 import shlex
 import subprocess
 import sys
@@ -15,8 +17,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from common import cli
 from common.errors import BadInput, WorkFailed
+from common.files import read_json, read_table
 from data.cluttered_mnist import digits
-from experiments import figures, plot_results, runs
+from experiments import figures, plot_results, runs, sources
 from experiments.figures import AXES, CROP_DATA, FIGURES, PRESETS, Point
 from experiments.runs import Places, Run
 
@@ -57,12 +60,16 @@ def main(argv=None):
     plans = {name: plan(name, args) for name in dict.fromkeys(args.figures)}
     if not any(plans.values()):
         raise BadInput(f"{' '.join(plans)}: no runs at --preset {args.preset}; nCAMELYON needs --crops")
+    check_digits(args, [run for planned in plans.values() for run in planned])
+    check_data({run for planned in plans.values() for run in planned if run.point.data == "nmnist"})
+    check_tables(args.out, plans)
     batches = outstanding(plans)
     for name in plans:
         announce(name, plans[name], batches[name])
     if args.dry_run:
         return print_commands(batches)
     generate({run for batch in batches.values() for run in batch})
+    batches = outstanding(plans)  # fewer, where data had been removed after they were trained on
     for name, planned in plans.items():
         tabulate(name, planned, args.out)  # what was done before
     failures = work(args, plans, batches)
@@ -80,6 +87,44 @@ def check(args, batch_size: int) -> None:
         raise BadInput(f"--crops {args.crops}: no such folder")
     if args.batch_size and batch_size % args.batch_size:
         raise BadInput(f"--batch_size {args.batch_size}: expected a divisor of the setting's {batch_size}")
+    if args.executor == "slurm" and "%" in str(args.root.absolute()):
+        raise BadInput(f"--root {args.root.absolute()}: SLURM takes the % in it for a pattern; choose another folder")
+
+
+def check_digits(args, planned: list[Run]) -> None:
+    """BadInput when the digits of --mnist, `duplicates` images of each, make too few training images of a class."""
+    for run in planned:
+        point, found, passes = run.point, run.places.digits, run.setting.duplicates
+        if point.data == "nmnist" and point.num_examples > most_examples(run):
+            most = min(most_examples(other) for other in planned if other.point.data == "nmnist")
+            raise BadInput(
+                f"--mnist {run.places.mnist} holds too few digits for --preset {args.preset} ({point.num_examples:,}"
+                f" training images from {found.needles:,} of the class, each {passes} times): use real MNIST, or"
+                f" --num_examples {most} at most"
+            )
+
+
+def most_examples(run: Run) -> int:
+    """How many training images of the run's class balance its digits make: both classes are as large."""
+    held = run.places.digits.needles * run.setting.duplicates
+    return int(held / max(run.point.balance, 1 - run.point.balance))
+
+
+def check_data(planned: set[Run]) -> None:
+    """BadInput when a data set is of other digits, as earlier versions called it by the same name."""
+    folders = {runs.data_flags(run.point, run.setting, run.places)["--data_path"]: run.places for run in planned}
+    for folder, places in folders.items():
+        settings = folder / "args.json"
+        if settings.exists() and read_json(settings).get("mnist") != places.digits.content:
+            raise BadInput(f"--root: {folder} holds other digits than --mnist {places.mnist}; choose another folder")
+
+
+def check_tables(out: Path, names) -> None:
+    """BadInput when a table that is to be added to cannot be read."""
+    from experiments import results
+
+    for name in names:
+        results.load(out, name), results.load_curves(out, name)
 
 
 def plan(name: str, args) -> list[Run]:
@@ -90,10 +135,14 @@ def plan(name: str, args) -> list[Run]:
     changes = [figures.change(points, axis, values) for axis, values in axes.items()]
     setting = replace(preset, seeds=args.seeds or preset.seeds, epochs=args.epochs or preset.epochs)
     changes += [f"--epochs {setting.epochs}"] if setting.epochs != preset.epochs else []
+    source = args.mnist or digits.default_source()
+    if source != "digits":
+        source = str(Path(os.path.expanduser(source)).absolute())  # noqa: PTH111 (there may be no home)
+    found = sources.digits_of(source) if any(point.data == "nmnist" for point in points) else sources.MNIST
+    changes += [f"--mnist {found.name}"] if found.name else []
     setting = replace(setting, label=", ".join(filter(None, [preset.label, *changes])))
-    places = Places(
-        args.root.absolute(), args.mnist, args.crops and args.crops.absolute(), args.batch_size, args.workers
-    )
+    crops = args.crops and args.crops.absolute()
+    places = Places(args.root.absolute(), source, found, crops, args.batch_size, args.workers)
     points = [found for point in figures.with_axes(points, axes) if (found := at_hand(point, places.crops))]
     localise = FIGURES[name].localise
     return [Run(point, setting, seed, localise, places) for seed in runs.seeds(setting) for point in points]
@@ -103,18 +152,22 @@ def at_hand(point: Point, crops: Path | None) -> Point | None:
     """The point when its data are there or can be generated; crops of made slides are called so."""
     if point.data not in CROP_DATA:
         return point
-    if crops is None or not runs.positives(point, crops).is_dir():
+    if crops is None:
         return None
-    return point if slides_of_negatives(crops / f"neg_{point.canvas}") >= REAL_SLIDES else replace(point, data="made")
+    positives, negatives = runs.crop_folders(point, crops)
+    if not positives.is_dir():
+        return None
+    return point if slides_of_negatives(negatives) >= REAL_SLIDES else replace(point, data="made")
 
 
 def slides_of_negatives(folder: Path) -> int:
     """How many slides the training negatives are cut from."""
-    import pandas as pd
-
-    if not (folder / "crops.csv").exists():
-        raise BadInput(f"--crops: {folder / 'crops.csv'} is missing, expected what extract_basic_neg_crops.py writes")
-    table = pd.read_csv(folder / "crops.csv")
+    path = folder / "crops.csv"
+    if not path.exists():
+        raise BadInput(f"--crops: {path} is missing, expected what extract_basic_neg_crops.py writes")
+    table = read_table(path)
+    if not {"split", "slide"} <= set(table.columns):
+        raise BadInput(f"--crops: {path}: no table of crops, its columns lack split or slide")
     return table.loc[table["split"] == "train", "slide"].nunique()
 
 
@@ -140,9 +193,14 @@ def announce(name: str, planned: list[Run], todo: list[Run]) -> None:
     images, hours = (sum(size(run) * left for run, left in parts) for size in (estimate.images, estimate.hours))
     print(
         f"{name} ({setting.label}): {len(planned)} runs, {len(todo)} to do, {images:,.0f} training images,"
-        f" {hours:,.1f} h on one device of {setting.tflops:g} TFLOP/s, {estimate.disk(todo) / 1e9:.2g} GB of disk",
+        f" {duration(hours)} on one device of {setting.tflops:g} TFLOP/s, {estimate.disk(todo) / 1e9:.2g} GB of disk",
         flush=True,
     )
+
+
+def duration(hours: float) -> str:
+    """Hours, below one in minutes begun."""
+    return f"{hours:,.1f} h" if hours >= 1 else f"{math.ceil(60 * hours)} min"
 
 
 def print_commands(batches: dict[str, list[Run]]) -> None:
@@ -178,15 +236,22 @@ def work(args, plans: dict[str, list[Run]], batches: dict[str, list[Run]]) -> li
         ended = executors.run_local([run for batch in batches.values() for run in batch], args.jobs)
     failures = []
     with contextlib.closing(ended):  # so that a signal that arrives here ends the runs, too
-        for run, code in ended:
-            if runs.is_done(run):
-                print(f"done      {run.name}", flush=True)
-            else:
-                failures.append(f"{run.name} (exit code {code}: {runs.last_words(run)})")
-                print(f"failed    {failures[-1]}", flush=True)
-            for name, planned in plans.items():
-                tabulate(name, [shared for shared in planned if shared.logdir == run.logdir], args.out)
+        for run, how in ended:
+            trouble = settle(run, how, plans, args.out)
+            if trouble:
+                failures.append(f"{run.name} ({trouble})")
+            print(f"failed    {failures[-1]}" if trouble else f"done      {run.name}", flush=True)
     return failures
+
+
+def settle(run: Run, how: str, plans: dict[str, list[Run]], out: Path) -> str | None:
+    """Write a run that has ended into its figures' tables; returns what is wrong: how it ended when it is not done."""
+    try:
+        for name, planned in plans.items():
+            tabulate(name, [shared for shared in planned if shared.logdir == run.logdir], out)
+        return None if runs.is_done(run) else how
+    except BadInput as error:
+        return str(error)
 
 
 def tabulate(name: str, planned: list[Run], out: Path) -> None:
@@ -215,7 +280,7 @@ def conclude(name: str, out: Path) -> None:
         if claim.figure == name:
             for setting, rows in table.groupby("setting"):
                 verdict, numbers = claims.judge(claim, rows)
-                print(f"{name} ({setting}): {verdict}: {claim.text} ({numbers})")
+                print(f"{name} ({setting}): {verdict}: {claim.text}{f' ({numbers})' if numbers else ''}")
 
 
 if __name__ == "__main__":

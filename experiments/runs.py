@@ -1,7 +1,9 @@
 """One training run of a sweep: its folder, the commands a user would type for it, how far it is, its outcome."""
 
 import contextlib
+import functools
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -11,14 +13,15 @@ from pathlib import Path
 
 from common import lock
 from common.errors import BadInput
-from common.files import atomic_open, make_folder, read_json
+from common.files import atomic_open, make_folder, make_subfolder, open_input, open_own, read_json, read_text
 from data.cluttered_mnist.placements import default_clutter
 from data.loaders import shrinkage
+from experiments import sources
 from experiments.figures import CROP_DATA, Point, Setting
+from experiments.stats import read_numbers, read_precision
 
 ROOT = Path(__file__).resolve().parents[1]
-IN_USE = 75  # outcome of a run that another process is working on
-OUTCOME, LOCK = "exit_code.txt", ".sweep.lock"
+OUTCOME, LOCK, LOG = "exit_code.txt", ".sweep.lock", "output.log"
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,7 @@ class Places:
 
     root: Path
     mnist: str | None = None
+    digits: sources.Digits = sources.MNIST  # what `mnist` holds
     crops: Path | None = None
     batch_size: int | None = None  # images at a time; None: whole batches
     workers: int = 0
@@ -53,7 +57,7 @@ class Run:
         p, s = self.point, self.setting
         network = f"rf{p.receptive_field}_{p.pooling}_w{p.width}_{s.norm}"
         training = f"n{p.num_examples or 'all'}_b{p.balance:g}_{s.opt}{s.lr:g}_{s.batch_size}_{p.precision}"
-        return f"{data_name(p, s)}/{network}_{training}_s{self.seed}"
+        return f"{data_name(p, s, self.places)}/{network}_{training}_s{self.seed}"
 
     @property
     def logdir(self) -> Path:
@@ -95,15 +99,17 @@ def clutter(point: Point, setting: Setting) -> int:
     return max(0, round(point.canvas**2 / setting.px_per_digit) - 1)
 
 
-def data_name(point: Point, setting: Setting) -> str:
-    """Folder of a data set; what differs from the generators' defaults is in its name."""
+def data_name(point: Point, setting: Setting, places: Places) -> str:
+    """Folder of a data set, named for its flags that are not the generators' defaults and for its digits or crops."""
     if point.data in CROP_DATA:
-        return f"{point.data}_{point.canvas}_ratio_{point.ratio}"
+        digest = sources.crops_digest(*crop_folders(point, places.crops))
+        return f"{point.data}_{point.canvas}_ratio_{point.ratio}_{digest}"
     if point.data == "noise":
         return f"noise_{noise_side(point, setting)}_{point.num_examples}"
     named = {"clutter": clutter(point, setting), "scale": setting.scale, "x": setting.duplicates}
     usual = {"clutter": default_clutter(point.canvas), "scale": 1.0, "x": 2}
-    return "_".join([f"nmnist_{point.canvas}", *(f"{k}{v:g}" for k, v in named.items() if v != usual[k])])
+    differing = (f"{k}{v:g}" for k, v in named.items() if v != usual[k])
+    return "_".join(filter(None, [f"nmnist_{point.canvas}", places.digits.name, *differing]))
 
 
 def noise_side(point: Point, setting: Setting) -> int:
@@ -114,13 +120,13 @@ def noise_side(point: Point, setting: Setting) -> int:
 def data_flags(point: Point, setting: Setting, places: Places) -> dict:
     """Where training finds the data."""
     if point.data in CROP_DATA:
-        return {"--pos_path": positives(point, places.crops), "--neg_path": places.crops / f"neg_{point.canvas}"}
-    return {"--data_path": places.root / "data" / data_name(point, setting)}
+        return dict(zip(("--pos_path", "--neg_path"), crop_folders(point, places.crops), strict=True))
+    return {"--data_path": places.root / "data" / data_name(point, setting, places)}
 
 
-def positives(point: Point, crops: Path) -> Path:
-    """The extractor's folder of a crop size and O2I range."""
-    return crops / f"level3_size_{point.canvas}_ratio_{point.ratio}"
+def crop_folders(point: Point, crops: Path) -> tuple[Path, Path]:
+    """The extractor's folders of positives of a crop size and O2I range, and of negatives."""
+    return crops / f"level3_size_{point.canvas}_ratio_{point.ratio}", crops / f"neg_{point.canvas}"
 
 
 def generation(run: Run) -> list[str] | None:
@@ -140,42 +146,66 @@ def generation(run: Run) -> list[str] | None:
 
 def history(run: Run):
     """The run's stats.csv up to its epochs, a row each (a longer run is cut); None before the first."""
-    import pandas as pd
+    path, always = run.logdir / "stats.csv", ("epoch", "eval_acc", "train_running_acc", "seconds")
+    if not path.exists():
+        return None
+    return read_numbers(path, always, ("train_acc", "test_acc", "test_auc")).head(run.epochs)
 
-    path = run.logdir / "stats.csv"
-    return pd.read_csv(path).head(run.epochs) if path.exists() else None
 
-
-def localization(run: Run) -> dict | None:
-    """The localisation scores of the run's best epoch, None when there are none or older ones."""
+def localization(run: Run) -> float | None:
+    """The average precision of the saliency peaks of the run's best epoch, None when there are none or older ones."""
     scores, best = run.logdir / "saliency" / "localization.json", run.logdir / "best_checkpoint.pth"
     if not scores.exists() or (best.exists() and best.stat().st_mtime > scores.stat().st_mtime):
         return None
-    return read_json(scores)
+    return read_precision(scores)
 
 
 def is_done(run: Run) -> bool:
-    """Whether all epochs are trained and the saliency maps that the figure needs are scored."""
+    """Whether all epochs are trained, on the sweep's data, and the saliency maps that the figure needs are scored."""
     rows = history(run)
-    return rows is not None and len(rows) == run.epochs and not (run.localise and localization(run) is None)
+    if rows is None or len(rows) < run.epochs or (run.localise and localization(run) is None):
+        return False
+    return saw_its_data(run)
+
+
+def saw_its_data(run: Run) -> bool:
+    """Whether the run was trained on its data as they are now; not known where they were removed."""
+    words = command("", data_flags(run.point, run.setting, run.places))[1:]
+    try:
+        expected = sources.fingerprint(tuple(words), run.seed if run.point.data in CROP_DATA else None)
+    except BadInput:
+        return False
+    return read_json(run.logdir / "config.json").get("data") == expected
 
 
 def outcome(run: Run) -> int | None:
     """Exit code of the last attempt; None before its end, or when it was killed with all its processes."""
     path = run.logdir / OUTCOME
-    return int(path.read_text()) if path.exists() else None
+    if not path.exists():
+        return None
+    text = read_text(path).strip()
+    if not re.fullmatch(r"-?\d{1,3}", text):
+        raise BadInput(f"{path}: holds {text[:40]!r}, expected an exit code; remove it")
+    return int(text)
+
+
+def make_logdir(run: Run) -> Path:
+    """Create the run's folder; BadInput when a link or a file is in the way."""
+    return functools.reduce(make_subfolder, ["runs", *run.name.split("/")], make_folder(run.places.root))
 
 
 def forget_outcome(run: Run) -> None:
     """Make the run's folder ready for an attempt whose end is yet to come."""
-    (make_folder(run.logdir) / OUTCOME).unlink(missing_ok=True)
+    (make_logdir(run) / OUTCOME).unlink(missing_ok=True)
 
 
-def last_words(run: Run) -> str:
-    """The last line a run printed."""
-    path = run.logdir / "output.log"
-    lines = path.read_text(errors="replace").split("\n") if path.exists() else []
-    return next((line for line in reversed(lines) if line.strip()), "no output")
+def ending(run: Run, code: int) -> str:
+    """How an attempt ended: its exit code and the last line it printed."""
+    path, lines = run.logdir / LOG, []
+    if path.exists():
+        with open_input(path) as file:
+            lines = file.read().decode(errors="replace").split("\n")
+    return f"exit code {code}: {next((line for line in reversed(lines) if line.strip()), 'no output')}"
 
 
 class Children:
@@ -211,28 +241,28 @@ class Children:
 def execute(run: Run, children: Children, environment: dict[str, str], **options) -> int:
     """Take the run to its end by its commands, which print to output.log; returns the first exit code that is not 0.
 
-    IN_USE when another process works on it. The commands continue what an earlier attempt left.
+    The commands continue what an earlier attempt left. BadInput when another process works on it.
     """
     with contextlib.ExitStack() as stack:
-        try:
-            stack.enter_context(lock.held(run.logdir, "--root", LOCK))
-        except BadInput:
-            return IN_USE
+        stack.enter_context(lock.held(make_logdir(run), "--root", LOCK))
         forget_outcome(run)
-        log = stack.enter_context((run.logdir / "output.log").open("a"))
+        log = stack.enter_context(open_own(run.logdir / LOG, os.O_WRONLY | os.O_APPEND, "a"))
         options |= {"stdout": log, "stderr": log, "env": os.environ | environment}
         code = 0
         for words in run.commands():
             print(f"$ python {shlex.join(words)}", file=log, flush=True)
             code = code or children.call(words, **options)
-        if code == 0:
-            _remove_maps(run)
+        if code == 0 and run.localise:
+            _remove_maps(run.logdir / "saliency")
         with atomic_open(run.logdir / OUTCOME, "w") as file:
             file.write(f"{code}\n")
         return code
 
 
-def _remove_maps(run):
-    """Saliency maps take as much room as the images; the scores and the contact sheet stay."""
-    for path in (run.logdir / "saliency").glob("*.npy"):
-        path.unlink()
+def _remove_maps(folder):
+    """Saliency maps take as much room as the images; the scores, the pictures and files of others stay."""
+    if folder.is_symlink():
+        return
+    for path in folder.glob("*.npy"):
+        if re.fullmatch(r"(sal|pred)_\d+\.npy", path.name):
+            path.unlink()

@@ -14,8 +14,21 @@ from matplotlib.figure import Figure as Canvas
 
 import train_mnist
 from common import cli, lock
-from common.errors import WorkFailed
-from experiments import claims, drawing, estimate, figures, plot_results, results, run_experiments, runs, tables
+from common.errors import BadInput, WorkFailed
+from data.cluttered_mnist import digits, generate_data
+from experiments import (
+    claims,
+    demo,
+    drawing,
+    estimate,
+    figures,
+    plot_results,
+    results,
+    run_experiments,
+    runs,
+    sources,
+    tables,
+)
 from experiments.figures import FIGURES, PAPER, SMALL, Point
 from experiments.runs import Places, Run
 
@@ -115,19 +128,19 @@ flags = dict(zip(sys.argv[1::2], sys.argv[2::2]))
 logdir = pathlib.Path(flags["--logdir"])
 with open("calls.txt", "a") as file:
     print(logdir.name, file=file)
+(logdir / "config.json").write_text(json.dumps({{"device": "cpu (stub)", "data": "the data"}}))
 stats = logdir / "stats.csv"
 done = len(stats.read_text().splitlines()) - 1 if stats.exists() else 0
-with stats.open("a") as file:
-    if done == 0:
-        print("epoch,eval_acc,train_acc,test_acc,test_auc,train_running_acc,seconds", file=file)
-    for epoch in range(done + 1, int(flags["-e"]) + 1):
-        if epoch == 2 and flags["--seed"] in {interrupted}:
-            print("terminated"); sys.exit(143)
-        if flags["--seed"] in {failing}:
-            print("no good"); sys.exit(1)
-        row = epoch, 0.5 + epoch / 10, 0.8, 0.4 + epoch / 10, 0.9, (97 + epoch) / 100, 2.0
-        print(*row, sep=",", file=file, flush=True)
-(logdir / "config.json").write_text(json.dumps({{"device": "cpu (stub)"}}))
+for epoch in range(done + 1, int(flags["-e"]) + 1):
+    if epoch == 2 and flags["--seed"] in {interrupted}:
+        print("terminated"); sys.exit(143)
+    if flags["--seed"] in {failing}:
+        print("no good"); sys.exit(1)
+    row = epoch, 0.5 + epoch / 10, 0.8, 0.4 + epoch / 10, 0.9, (97 + epoch) / 100, 2.0
+    with stats.open("a") as file:
+        if epoch == 1:
+            print("epoch,eval_acc,train_acc,test_acc,test_auc,train_running_acc,seconds", file=file)
+        print(*row, sep=",", file=file)
 """
 
 
@@ -138,6 +151,7 @@ def stub(tmp_path, monkeypatch):
     (project / "data/cluttered_mnist").mkdir(parents=True)
     (project / "data/cluttered_mnist/generate_data.py").write_text("")
     monkeypatch.setattr(runs, "ROOT", project)
+    monkeypatch.setattr(sources, "fingerprint", lambda flags, seed: "the data")
 
     def sweep(*flags, failing=(), interrupted=()):
         (project / "train_mnist.py").write_text(STUB.format(failing=failing, interrupted=interrupted))
@@ -193,7 +207,7 @@ def test_fewer_epochs_are_read_from_a_longer_run(stub):
 
 def test_a_run_in_use_is_left_alone(stub, tmp_path):
     run = plan("figure4", "--canvas", "64", "--epochs", "3", "--root", str(tmp_path / "root"))[0]
-    in_use = pytest.raises(WorkFailed, match=rf"_s1 \(exit code {runs.IN_USE}")
+    in_use = pytest.raises(WorkFailed, match=rf"_s1 \(--root {run.logdir}: in use by ")
     with lock.held(run.logdir, "--root", runs.LOCK), in_use:
         stub()
     assert stub.calls == ["s2", "s3"]
@@ -250,15 +264,209 @@ def test_sigterm_ends_the_runs_and_the_same_command_continues(tmp_path):
         (["figure4", "--canvas", "20"], "--canvas 20: expected more than the 28 px"),
         (["figure5c"], "figure5c: no runs at --preset paper; nCAMELYON needs --crops"),
         (["figure4", "--crops", "/nowhere"], "--crops /nowhere: "),
+        (
+            ["figure4", "--preset", "small", "--mnist", "digits"],
+            "--mnist digits holds too few digits for --preset small",
+        ),
+        (["figure12", "--mnist", "digits", "--num_examples", "263"], "--num_examples 262 at most"),
+        (["figure4", "--executor", "slurm", "--root", "a%j"], "a%j: SLURM takes the % in it for a pattern"),
     ],
 )
 def test_wrong_flags_end_in_one_line(flags, said, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["run_experiments.py", *flags, "--root", str(tmp_path), "--dry_run"])
+    monkeypatch.setattr(sys, "argv", ["run_experiments.py", "--root", str(tmp_path), "--dry_run", *flags])
     with pytest.raises(SystemExit) as exit_info:
         cli.run(run_experiments.main)
     lines = capsys.readouterr().err.strip().splitlines()
     assert (exit_info.value.code, len(lines)) == (2, 1)
     assert said in lines[0]
+
+
+@pytest.fixture(scope="module")
+def made_from_digits(tmp_path_factory):
+    """A run of a sweep with scikit-learn's digits, as its commands leave it."""
+    found = sources.digits_of("digits")
+    places = Places(tmp_path_factory.mktemp("root"), "digits", found)
+    tiny = replace(SMALL, epochs=1, batch_size=130, scale=0.3)
+    run = Run(Point(canvas=40, width=-4, receptive_field=9), tiny, 1, False, places)
+    generate_data.main(runs.generation(run)[1:])
+    train_mnist.main(run.commands()[0][1:])
+    return run
+
+
+def test_a_run_is_done_only_if_it_saw_the_sweeps_data(made_from_digits):
+    run = made_from_digits
+    assert runs.is_done(run)
+    other = replace(run, places=replace(run.places, digits=sources.MNIST))
+    assert not runs.is_done(other)
+    shutil.copytree(run.logdir, other.logdir)  # as an earlier version called it
+    words, data = runs.generation(other), Path(runs.generation(other)[2])
+    generate_data.main([*words[1:], "--digit", "5"])
+    assert not runs.is_done(other)
+    shutil.rmtree(data)
+    sources.fingerprint.cache_clear()
+    assert not runs.is_done(other)  # who knows
+    shutil.copytree(runs.generation(run)[2], data)
+    assert f"{data} holds other digits than --mnist" in refusal(run_experiments.check_data, {run, other})
+    run_experiments.check_data({run})
+
+
+def test_digits_other_than_mnist_are_in_the_names_of_folders_and_in_the_label(made_from_digits):
+    assert made_from_digits.name.startswith("nmnist_40_digits_")
+    flags = ["figure4", "--preset", "small", "--num_examples", "260", "--seeds", "1"]
+    made = plan(*flags, "--mnist", "digits")
+    assert {run.setting.label for run in made} == {"small, --num_examples 260, --mnist digits"}
+    splits = digits.load("digits")
+    args = generate_data.parse_args(["--out", "x", "--canvas", "40"])
+    content = generate_data.settings_of(args, generate_data.make_layout(args), splits)["mnist"]
+    assert sources.content_digest(splits) == content
+
+
+def test_mnist_itself_keeps_the_names_that_runs_have(mnist_dir, tmp_path):
+    assert sources.digits_of(str(mnist_dir)) == sources.MNIST
+    assert sources.digits_of(str(tmp_path / "to_download")) == sources.MNIST
+
+
+def test_too_few_digits_are_told_before_anything_runs(stub, monkeypatch):
+    monkeypatch.setattr(sources, "digits_of", lambda source: sources.Digits("few", 5637, ""))
+    with pytest.raises(
+        BadInput, match=r"5,637 of the class, each 2 times\): use real MNIST, or --num_examples 22548 at"
+    ):
+        stub("--num_examples", "22552")
+    assert stub.calls == []
+    monkeypatch.setattr(sources, "digits_of", lambda source: sources.Digits("enough", 5638, ""))
+    assert len(stub("--num_examples", "22552")) == 3
+
+
+def test_crops_of_other_positions_are_other_runs(tmp_path):
+    names = []
+    for folder, rows in (("a", "slide,y\ns,1\n"), ("b", "slide,y\ns,2\n"), ("copy_of_a", "slide,y\ns,1\n")):
+        crop_folders(tmp_path / folder, 6)
+        (tmp_path / folder / "level3_size_128_ratio_0.01_0.1" / "crops.csv").write_text(rows)
+        planned = plan("figure4", "--crops", str(tmp_path / folder), "--seeds", "1", "--canvas", "64")
+        names.append([run.name for run in planned if run.point.data == "made"])
+    assert names[0] == names[2]
+    assert set(names[0]).isdisjoint(names[1])
+
+
+def test_a_link_in_the_place_of_a_run_or_its_log_is_not_followed(stub, tmp_path):
+    run, other = (run for run in plan("figure4", "--canvas", "64", "--seeds", "2", "--root", str(tmp_path / "root")))
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine.txt").write_text("mine")
+    run.logdir.parent.mkdir(parents=True)
+    run.logdir.symlink_to(tmp_path / "mine")
+    other.logdir.mkdir()
+    (other.logdir / "output.log").symlink_to(tmp_path / "mine.txt")
+    with pytest.raises(WorkFailed, match=r"2 runs failed: .*is a link where a folder.*is a link where a file"):
+        stub("--jobs", "1")
+    assert not list((tmp_path / "mine").iterdir())
+    assert (tmp_path / "mine.txt").read_text() == "mine"
+    assert stub.calls == ["s3"]
+
+
+def test_only_the_maps_of_predict_saliency_are_removed(tmp_path):
+    run = Run(Point(canvas=40), SMALL, 1, True, Places(tmp_path))
+    maps = run.logdir / "saliency"
+    maps.mkdir(parents=True)
+    for name in ("sal_0.npy", "pred_12.npy", "mine.npy", "sal_0_mine.npy", "pred.csv"):
+        (maps / name).touch()
+
+    class Nothing:
+        def call(self, words, **options):
+            return 0
+
+    assert runs.execute(replace(run, localise=False), Nothing(), {}) == 0
+    assert len(list(maps.iterdir())) == 5
+    assert runs.execute(run, Nothing(), {}) == 0
+    assert sorted(path.name for path in maps.iterdir()) == ["mine.npy", "pred.csv", "sal_0_mine.npy"]
+
+
+BROKEN = {
+    "empty": lambda path: path.touch(),
+    "cut": lambda path: path.write_text("epoch,eval_acc,train_running_acc,seconds,train_acc,test_acc,test_auc\n1,0.5"),
+    "columns lack": lambda path: path.write_text("epoch,eval_acc\n1,0.5\n"),
+    "no rows": lambda path: path.write_text("epoch,eval_acc\n"),
+    "binary": lambda path: path.write_bytes(b"\x89PNG\xff"),
+    "text": lambda path: path.write_text("epoch,eval_acc,images_per_s,test_acc,test_auc\n1,good,2,3,4\n"),
+    "a folder": lambda path: path.mkdir(),
+    "a named pipe": os.mkfifo,
+}
+
+
+def refusal(action, *args):
+    """What the action complains, which is one line."""
+    with pytest.raises(BadInput) as info:
+        action(*args)
+    assert "\n" not in str(info.value)
+    return str(info.value)
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_tables_and_records_that_are_none_are_named(kind, tmp_path):
+    run = Run(Point(canvas=40), replace(SMALL, epochs=1), 1, True, Places(tmp_path))
+    results_table, crops = tmp_path / "results" / "figure4.csv", tmp_path / "crops.csv"
+    for path in (run.logdir / "stats.csv", run.logdir / "saliency" / "localization.json", results_table, crops):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        BROKEN[kind](path)
+    BROKEN[kind](run.logdir / "exit_code.txt")
+    assert "stats.csv" in refusal(runs.is_done, run)
+    assert "stats.csv" in refusal(demo.summarise, run.logdir, 1.0)
+    assert "localization.json" in refusal(runs.localization, run)
+    assert "exit_code.txt" in refusal(runs.outcome, run)
+    assert "figure4.csv" in refusal(plot_results.main, ["figure4", "--out", str(tmp_path)])
+    assert "crops.csv" in refusal(run_experiments.slides_of_negatives, tmp_path)
+
+
+@pytest.mark.parametrize(("column", "value"), [("test_acc", None), ("o2i", "small"), ("fits", "maybe"), ("seed", None)])
+def test_a_table_of_results_with_other_content_is_refused(column, value, tmp_path):
+    path = results.path_of(tmp_path, "figure4")
+    table = table_of("figure4", lambda p: {})
+    results.update(path, table.to_dict("records"))
+    table = pd.read_csv(path, dtype={"ratio": str, "o2i": str}).astype({column: object})
+    table.loc[3, column] = value
+    table.to_csv(path, index=False)
+    assert column in refusal(results.load, tmp_path, "figure4")
+    table.drop(columns=column).to_csv(path, index=False)
+    assert f"lack {column}" in refusal(results.load, tmp_path, "figure4")
+
+
+def test_hours_below_one_are_told_in_minutes():
+    assert [run_experiments.duration(hours) for hours in (0, 0.001, 0.499, 1, 3734.2)] == [
+        *("0 min", "1 min", "30 min", "1.0 h", "3,734.2 h")
+    ]
+
+
+def test_a_verdict_without_numbers_has_no_brackets(stub, capsys):
+    stub()
+    lines = [line for line in capsys.readouterr().out.splitlines() if "Crops: " in line]
+    assert len(lines) == 1
+    assert lines[0].endswith("above an O2I of 1 %, poor below")
+
+
+def test_plot_results_names_the_figures_that_it_knows(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        plot_results.main(["--help"])
+    said = capsys.readouterr().out
+    assert "[]" not in said
+    assert all(name in said for name in FIGURES)
+    with pytest.raises(SystemExit):
+        plot_results.main(["figure99"])
+    assert "invalid choice: 'figure99' (choose from figure4, " in capsys.readouterr().err
+    plot_results.main(["--out", str(tmp_path)])  # nothing to draw
+
+
+@pytest.mark.parametrize("data", ["mnist", "camelyon"])
+def test_the_demo_goes_into_any_folder(data, tmp_path, monkeypatch, capsys):
+    words = []
+    monkeypatch.setattr(demo, "mnist_source", lambda: ("digits", 1))
+    monkeypatch.setattr(demo, "summarise", lambda *args: None)
+    finished = subprocess.CompletedProcess([], 0)
+    monkeypatch.setattr(subprocess, "run", lambda command, **options: words.extend(command) or finished)
+    monkeypatch.chdir(tmp_path)
+    demo.main([data, "--out", "50 % done"])
+    folders = {word for word in words if "done" in word}
+    assert len(folders) > 1
+    assert all(Path(folder).is_relative_to(tmp_path / "50 % done") for folder in folders)
+    assert capsys.readouterr().out.splitlines()[-1].startswith("next: ")
 
 
 def crop_folders(root, slides):
@@ -553,7 +761,7 @@ def cluster():
 def test_a_slurm_sweep_with_a_job_ended_midway_is_completed(how, tmp_path, cluster):
     """A preempted job, to which SLURM sends USR2, goes back into the queue; a killed one is submitted again."""
     root, out = tmp_path / "root", tmp_path / "out"
-    small = "figure4 --preset small --canvas 40 --width -4 --num_examples 11276 --epochs 12 --mnist digits --seeds 2"
+    small = "figure4 --preset small --canvas 40 --width -4 --num_examples 260 --epochs 1 --mnist digits --seeds 2"
     where = f"--root {root} --out {out} --executor slurm --gpus 0 --cpus 1 --time 30"
     command = [sys.executable, "experiments/run_experiments.py", *small.split(), *where.split()]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -566,7 +774,7 @@ def test_a_slurm_sweep_with_a_job_ended_midway_is_completed(how, tmp_path, clust
     slurm(*how, job)
     assert runner.wait(timeout=400) == 0, (tmp_path / "said").read_text()
     assert results.load(out, "figure4")["seed"].tolist() == [1, 2]
-    assert [epochs_of(root, seed) for seed in (1, 2)] == [12, 12]
+    assert [epochs_of(root, seed) for seed in (1, 2)] == [43, 43]
     log = next(root.glob("runs/*/*_s1/output.log")).read_text()
     assert "resuming after epoch" in log
     assert ("submitting it again (2 of 3 times)" in (tmp_path / "said").read_text()) == (how == ["scancel"])

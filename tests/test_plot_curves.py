@@ -21,3 +21,10 @@ def test_curves_hold_every_value_of_the_stats(tmp_path):
 def test_a_folder_without_stats_is_named(tmp_path):
     with pytest.raises(BadInput, match=r"no stats\.csv"):
         plot_curves.read_curves([tmp_path])
+
+
+@pytest.mark.parametrize("content", ["", "epoch,eval_acc\n", "epoch,eval_acc\n1,0.5\n", "\0", "a\n" * 9])
+def test_a_stats_file_that_is_none_is_named_in_one_line(content, tmp_path):
+    (tmp_path / "stats.csv").write_text(content)
+    with pytest.raises(BadInput, match=r"stats\.csv: [^\n]+$"):
+        plot_curves.read_curves([tmp_path])
