@@ -17,6 +17,7 @@ from common.errors import BadInput
 
 MAX_TEXT = 2**25  # bytes of JSON or of a table: half a million images; parsed, it takes a gigabyte at most
 MAX_COLUMNS = 1000
+MAX_HEADER = 10_000  # bytes of the header of a .npy file, which NumPy would read whatever its length
 KINDS = {stat.S_IFDIR: "a folder", stat.S_IFLNK: "a link", stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket"}
 
 
@@ -75,8 +76,11 @@ def read_table(path: Path, **options):
 
 def open_npy(path: Path, advice: str = "") -> np.ndarray:
     """The numbers in a .npy file, memory-mapped: no more than the file holds. BadInput names a damaged one."""
-    check_file(path)
+    with open_input(path) as file:
+        start = file.read(12)
     try:
+        if start[6:7] > b"\1" and int.from_bytes(start[8:12], "little") > MAX_HEADER:
+            raise ValueError("its header is longer than that of an array of numbers")
         return np.lib.format.open_memmap(path, mode="r")
     except Exception as error:  # damaged headers fail in many ways
         reason = getattr(error, "strerror", None) or f"damaged: {error}"

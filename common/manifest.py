@@ -4,7 +4,7 @@
 
 Names are relative to the folder. A file has one checksum per block of 2**20 bytes, so that one image of a large recipe
 can be read without reading the rest. A folder without manifest.json (of the first release, of earlier versions), and a
-file that it does not name, are read unchecked.
+file that it does not name, are read unchecked. Whatever it names, the command that wrote the folder wrote.
 """
 
 import os
@@ -14,7 +14,7 @@ from pathlib import Path
 
 from common import cli
 from common.errors import BadInput
-from common.files import read_json, write_json
+from common.files import json_bytes, open_input, read_json, write_json
 
 NAME = "manifest.json"
 BLOCK = 2**20  # bytes
@@ -28,15 +28,15 @@ def checksums(content: bytes) -> list[str]:
 
 def file_checksums(path: Path) -> list[str]:
     """The checksums of a file, which is read block by block."""
-    with path.open("rb") as file:
+    with open_input(path) as file:
         return [f"{zlib.crc32(block):08x}" for block in iter(lambda: file.read(BLOCK), b"")]
 
 
 def write(folder: Path, entries: dict[str, list[str]]) -> None:
     """Write manifest.json, unless it says the same already."""
-    content = {"block": BLOCK, "crc32": dict(sorted(entries.items()))}
-    if not (folder / NAME).exists() or read_json(folder / NAME) != content:
-        write_json(folder / NAME, content)
+    path, content = folder / NAME, {"block": BLOCK, "crc32": dict(sorted(entries.items()))}
+    if not os.path.lexists(path) or file_checksums(path) != checksums(json_bytes(content)):
+        write_json(path, content)
 
 
 class Manifest:
@@ -69,13 +69,10 @@ class Manifest:
         if not new:
             return
         path = self.folder / name
-        try:
-            with path.open("rb") as file:
-                whole = -(-os.fstat(file.fileno()).st_size // BLOCK) == len(expected)
-                if not whole or any(_block(file, i) != expected[i] for i in new):
-                    raise BadInput(f"{path}: damaged or another file, by its CRC-32 in {NAME}; {ADVICE}")
-        except OSError as error:
-            raise BadInput(f"{path}: {error.strerror}") from None
+        with open_input(path) as file:
+            whole = -(-os.fstat(file.fileno()).st_size // BLOCK) == len(expected)
+            if not whole or any(_block(file, i) != expected[i] for i in new):
+                raise BadInput(f"{path}: damaged or another file, by its CRC-32 in {NAME}; {ADVICE}")
         seen.update(new)
 
     def verify(self) -> None:
@@ -100,7 +97,7 @@ def _block(file, i):
 
 def _read(path):
     """The entries of a manifest.json; none when there is no such file."""
-    if not path.exists():
+    if not os.path.lexists(path):
         return {}
     content = read_json(path)
     entries = content.get("crc32")

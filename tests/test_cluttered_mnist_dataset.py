@@ -2,9 +2,14 @@
 
 import argparse
 import json
+import os
 import pickle
 import re
 import shutil
+import struct
+import tracemalloc
+import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,8 +17,9 @@ import torch
 from torch.utils.data import BatchSampler, DataLoader
 
 from common.errors import BadInput
+from common.files import npy_bytes
 from data.cluttered_mnist import dataset, generate_data, generate_noise_data
-from data.cluttered_mnist.folder import SPLITS, canvas_name
+from data.cluttered_mnist.folder import SPLITS, canvas_name, canvas_shape, load_npz
 
 SMALL = "--mnist digits --canvas 96 --patch-size 48 --distortion-num 3 --duplicates 1 --workers 1"
 
@@ -250,6 +256,68 @@ def test_damaged_canvas_is_named(first_release, kind):
     broken_files(kind, first_release / "val_2.npz")
     with pytest.raises(BadInput, match=re.escape(str(first_release / "val_2.npz"))):
         data[2]
+
+
+@pytest.mark.parametrize("pixel", [np.nan, np.inf, 1e300])
+def test_a_pixel_that_is_no_number_is_blamed_on_its_file(first_release, pixel):
+    canvas = np.load(first_release / "val_2.npz")["arr_0"]
+    canvas[3, 4] = pixel
+    np.savez(first_release / "val_2.npz", canvas)
+    data = load(first_release)["val"]
+    assert torch.isfinite(data[1][0]).all()
+    with pytest.raises(BadInput, match=r"val_2\.npz: a pixel is infinite or not a number"):
+        data[2]
+
+
+@pytest.mark.parametrize("odd", [0, 1, 5])
+def test_the_canvas_that_differs_from_most_is_named_wherever_it_stands(first_release, odd):
+    broken_files("smaller", first_release / canvas_name("val", odd))
+    with pytest.raises(BadInput, match=rf"val_{odd}\.npz: shape \(50, 50\), most canvases have \(96, 96\)"):
+        data = load(first_release)["val"]
+        [data[i] for i in range(6)]
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize("dtype", ["u1", "f2", ">f4", "f8"])
+def test_canvases_read_as_numpy_reads_them(tmp_path, order, dtype):
+    canvas = np.arange(12 * 7).reshape(12, 7).astype(dtype, order=order)
+    np.savez_compressed(tmp_path / "a.npz", canvas, None)
+    found = load_npz(tmp_path / "a.npz")
+    np.testing.assert_array_equal(found, canvas)
+    assert found.dtype == canvas.dtype and found.flags.writeable and canvas_shape(tmp_path / "a.npz") == (12, 7)
+
+
+@pytest.mark.parametrize("kind", ["header", "directory", "lzma"])
+def test_canvases_that_ask_for_much_memory_are_refused_without_it(tmp_path, kind):
+    path = tmp_path / "a.npz"
+    method = zipfile.ZIP_LZMA if kind == "lzma" else zipfile.ZIP_DEFLATED
+    with zipfile.ZipFile(path, "w", method) as archive:
+        start = b"\x93NUMPY\x02\x00" + struct.pack("<I", 2**28) if kind == "header" else npy_bytes(np.ones((9, 9)))
+        archive.writestr("arr_0.npy", bytes(start) + bytes(2**28 if kind == "header" else 0))
+        for i in range(10**4 if kind == "directory" else 0):
+            archive.writestr(str(i), b"")
+    tracemalloc.start()
+    with pytest.raises(BadInput, match=r"a\.npz: damaged"):
+        load_npz(path)
+    assert tracemalloc.get_traced_memory()[1] < 2**19
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize("name", ["args.json", "manifest.json", "val.csv", "val_0.npz", "recipe/val_pool.npy"])
+@pytest.mark.parametrize("kind", ["pipe", "loop", "folder"])
+def test_what_is_no_file_is_named_and_not_waited_on(nmnist, tmp_path, name, kind):
+    shutil.copytree(nmnist, tmp_path, dirs_exist_ok=True)
+    path = tmp_path / name
+    path.unlink()
+    {"pipe": os.mkfifo, "loop": lambda path: path.symlink_to(path), "folder": Path.mkdir}[kind](path)
+    with pytest.raises(BadInput, match=re.escape(str(path))):
+        load(tmp_path, source="files" if name.endswith("npz") else "auto")
+
+
+def test_a_table_of_a_million_columns_is_refused_by_name(first_release):
+    (first_release / "val.csv").write_text("img_path,label" + ",x" * 10**6 + "\n")
+    with pytest.raises(BadInput, match=r"val\.csv: has 1,000,002 columns"):
+        load(first_release)
 
 
 def test_damaged_canvas_is_named_in_one_line_from_a_loader_process(first_release):

@@ -3,6 +3,8 @@
 import gzip
 import os
 import struct
+import tempfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -43,6 +45,109 @@ def test_gzipped_and_plain_files_read_alike_also_below_mnist_raw(tmp_path):
     ):
         np.testing.assert_array_equal(first.images, second.images)
         np.testing.assert_array_equal(first.labels, second.labels)
+
+
+DOTS = {name: name.replace("-idx", ".idx") for name in digits.FILES.values()}
+
+
+def dots(folder):
+    for old, new in DOTS.items():
+        (folder / old).rename(folder / new)
+
+
+def kaggle(folder):
+    """Its archive has the files and folders of their names."""
+    for name, dotted in DOTS.items():
+        (folder / name).rename(folder / dotted)
+        (folder / name).mkdir()
+        (folder / dotted).rename(folder / name / name)
+
+
+def raw(folder):
+    (folder / "raw").mkdir()
+    for name in DOTS:
+        (folder / name).rename(folder / "raw" / name)
+
+
+def zipped(folder):
+    for name, dotted in DOTS.items():
+        (folder / f"{dotted}.gz").write_bytes(gzip.compress((folder / name).read_bytes(), 1))
+        (folder / name).unlink()
+
+
+def zipped_in_name_only(folder):
+    for name in DOTS:
+        (folder / name).rename(folder / f"{name}.gz")
+
+
+def zipped_without_the_name(folder):
+    for name in DOTS:
+        (folder / name).write_bytes(gzip.compress((folder / name).read_bytes(), 1))
+
+
+@pytest.fixture
+def no_network(monkeypatch):
+    monkeypatch.setattr(digits.subprocess, "run", None)  # a call would be an error
+
+
+@pytest.mark.parametrize("rename", [dots, kaggle, raw, zipped, zipped_in_name_only, zipped_without_the_name])
+def test_the_files_are_found_under_the_names_that_mirrors_and_unpackers_give_them(tmp_path, no_network, rename):
+    write_mnist(tmp_path, compress=False)
+    expected = digits.load(tmp_path)
+    rename(tmp_path)
+    for first, second in zip(digits.load(tmp_path).values(), expected.values(), strict=True):
+        np.testing.assert_array_equal(first.images, second.images)
+        np.testing.assert_array_equal(first.labels, second.labels)
+
+
+def test_torchvisions_folder_is_found_from_each_level(tmp_path, no_network):
+    write_mnist(tmp_path / "MNIST/raw")
+    assert all(len(digits.load(tmp_path / level)["test"].labels) == TEST for level in ("", "MNIST", "MNIST/raw"))
+
+
+@pytest.mark.parametrize("broken", ["half", "pipe"])
+def test_a_sound_file_beside_a_broken_one_is_read_and_both_are_named(tmp_path, no_network, capsys, broken):
+    write_mnist(tmp_path, compress=False)
+    bad, good = tmp_path / "t10k-images-idx3-ubyte.gz", tmp_path / "t10k-images-idx3-ubyte"
+    os.mkfifo(bad) if broken == "pipe" else bad.write_bytes(gzip.compress(good.read_bytes())[:100])
+    assert len(digits.load(tmp_path)["test"].labels) == TEST
+    said = capsys.readouterr().out
+    assert said.startswith(f"{bad}: ") and said.endswith(f"; {good} is read instead\n") and said.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"), [("pipe", "a named pipe"), ("loop", "symbolic links"), ("folder", "a folder")]
+)
+def test_what_is_no_file_is_refused_and_not_waited_on(tmp_path, no_network, kind, message):
+    write_mnist(tmp_path, compress=False)
+    path = tmp_path / "train-labels-idx1-ubyte"
+    path.unlink()
+    {"pipe": os.mkfifo, "loop": lambda path: path.symlink_to(path), "folder": Path.mkdir}[kind](path)
+    with pytest.raises(BadInput, match=f"{path}: .*{message}"):
+        digits.load(tmp_path)
+
+
+def test_names_that_look_like_mnist_are_told_when_the_files_are_missing(tmp_path, monkeypatch):
+    monkeypatch.setattr(digits, "DOWNLOAD_SECONDS", 0.05)
+    write_mnist(tmp_path)
+    (tmp_path / "t10k-images-idx3-ubyte.gz").rename(tmp_path / "t10k-images (1).gz")
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(
+        BadInput, match=r"put t10k-images-idx3-ubyte.gz there.*; t10k-images \(1\).gz there: not"
+    ) as error:
+        digits.load(tmp_path)
+    assert "train" not in str(error.value) and "notes" not in str(error.value)
+
+
+def test_a_download_replaces_no_file_that_is_there(tmp_path, monkeypatch):
+    write_mnist(tmp_path)
+    (tmp_path / "t10k-labels-idx1-ubyte.gz").unlink()
+    before = {path: path.stat().st_ino for path in tmp_path.iterdir()}
+    monkeypatch.setattr(
+        digits.subprocess, "run", lambda command, **_: write_mnist(tmp_path / command[-1] / "MNIST/raw")
+    )
+    assert len(digits.load(tmp_path)["test"].labels) == TEST
+    assert {path: path.stat().st_ino for path in before} == before
 
 
 def test_first_5000_training_images_are_the_validation_split(tmp_path):
@@ -112,8 +217,23 @@ def test_offline_digits_are_bilinear_enlargements():
     np.testing.assert_allclose(digits.load("digits")["train"].images[:50], large, atol=0.51)
 
 
-def test_a_user_without_a_home_folder_has_a_default_too(monkeypatch):
-    for name in ("MNIST_DIR", "HOME"):
-        monkeypatch.delenv(name, raising=False)
+@pytest.mark.parametrize("home", [None, "."])
+def test_a_user_without_a_home_has_the_cache_in_the_temporary_folder(monkeypatch, home):
+    monkeypatch.delenv("MNIST_DIR", raising=False)
+    monkeypatch.delenv("HOME", raising=False)
+    if home:
+        monkeypatch.setenv("HOME", home)
     monkeypatch.setattr(os, "getuid", lambda: 2**31 - 5)
-    assert digits.default_source()
+    assert Path(digits.default_source()).parent == Path(tempfile.gettempdir())
+
+
+def test_no_folder_is_called_tilde(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_mnist(tmp_path / "home/digits")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert len(digits.load("~/digits")["test"].labels) == TEST
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr(os, "getuid", lambda: 2**31 - 5)
+    with pytest.raises(BadInput, match="--mnist '~/digits'"):
+        digits.load("~/digits")
+    assert [path.name for path in tmp_path.iterdir()] == ["home"]

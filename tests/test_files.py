@@ -112,3 +112,11 @@ def test_what_is_no_table_is_said_before_it_takes_memory(tmp_path, content, said
 def test_a_table_may_begin_with_a_byte_order_mark(tmp_path):
     (tmp_path / "t.csv").write_bytes(b"\xef\xbb\xbfimg_path,label\na,1\n")
     assert files.read_table(tmp_path / "t.csv").columns.tolist() == ["img_path", "label"]
+
+
+def test_a_header_of_gigabytes_is_not_read(tmp_path):
+    path = tmp_path / "a.npy"
+    path.write_bytes(b"\x93NUMPY\x02\x00" + (2**31).to_bytes(4, "little"))
+    os.truncate(path, 2**32)  # takes no room on the disk
+    with pytest.raises(BadInput, match=r"a\.npy: damaged: its header is longer"):
+        files.open_npy(path)

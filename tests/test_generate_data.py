@@ -162,10 +162,105 @@ def test_folder_of_other_settings_is_refused_by_flag(small):
         generate_noise_data.main(["--out", str(small), "--format", "none"])
 
 
-def test_folder_of_another_program_is_refused(tmp_path):
-    (tmp_path / "train.csv").touch()
-    with pytest.raises(BadInput, match=re.escape(str(tmp_path))):
-        generate_data.main([*SMALL, "--out", str(tmp_path)])
+NOISE = ["--canvas", "20", "--num_train", "2", "--num_val", "1", "--num_test", "1", "--workers", "1"]
+
+
+@pytest.mark.parametrize("name", ["train.csv", "train_0.npz", "test_999.npz", "manifest.json", "recipe/train_pool.npy"])
+def test_files_of_unknown_origin_are_refused_before_anything_is_written(tmp_path, name):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text("precious")
+    commands = [(generate_data.main, SMALL)] + [(generate_noise_data.main, NOISE)] * (not name.startswith("recipe"))
+    for command, flags in commands:
+        with pytest.raises(BadInput, match=f"--out {re.escape(str(tmp_path))}: holds {name}, but no args.json"):
+            command([*flags, "--out", str(tmp_path)])
+        assert contents(tmp_path) == {name: b"precious"}
+
+
+def test_a_recipe_without_settings_is_written_anew(tmp_path):
+    """As `rm DIR/*` leaves it; it is of other settings."""
+    generate(tmp_path / "set", "--seed", "1", "--format", "none")
+    for file in (tmp_path / "set").iterdir():
+        if file.is_file():
+            file.unlink()
+    flags = ["--seed", "2", "--digit", "5", "--format", "none"]
+    assert generate(tmp_path / "set", *flags) == generate(tmp_path / "fresh", *flags)
+
+
+def test_a_manifest_of_other_settings_lends_no_files(small, tmp_path):
+    shutil.copytree(small, tmp_path, dirs_exist_ok=True)
+    settings = json.loads((tmp_path / "args.json").read_text()) | {"seed": 2}
+    (tmp_path / "args.json").write_text(json.dumps(settings))
+    before = contents(tmp_path)
+    with pytest.raises(BadInput, match=r"manifest\.json: of other settings"):
+        generate(tmp_path, "--seed", "2")
+    assert contents(tmp_path) == before
+
+
+def unlist(out, *names):
+    content = json.loads((out / "manifest.json").read_text())
+    for name in names:
+        del content["crc32"][name]
+    (out / "manifest.json").write_text(json.dumps(content))
+
+
+def test_a_canvas_that_is_not_listed_is_taken_for_its_pixels_alone(small, tmp_path):
+    """It may be of an interrupted run, packed by another zlib, or a stranger's."""
+    shutil.copytree(small, tmp_path, dirs_exist_ok=True)
+    unlist(tmp_path, "train_0.npz", "val_1.npz")
+    with np.load(small / "val_1.npz") as archive:
+        np.savez_compressed(tmp_path / "val_1.npz", *archive.values())
+    other = contents(tmp_path)["val_1.npz"]
+    assert generate(tmp_path)["val_1.npz"] == other != contents(small)["val_1.npz"]
+    unlist(tmp_path, "train_0.npz")
+    shutil.copy(small / "train_2.npz", tmp_path / "train_0.npz")
+    with pytest.raises(BadInput, match=r"train_0\.npz: was not written by this command"):
+        generate(tmp_path)
+    assert contents(tmp_path)["train_0.npz"] == contents(small)["train_2.npz"]
+
+
+def test_a_table_changed_by_hand_is_kept_and_named(small, tmp_path, capsys):
+    shutil.copytree(small, tmp_path, dirs_exist_ok=True)
+    unlist(tmp_path, "train.csv")
+    mine = b"".join((small / "train.csv").read_bytes().splitlines(keepends=True)[:5])
+    (tmp_path / "train.csv").write_bytes(mine)
+    (tmp_path / "train_3.npz").unlink()
+    for said in ("images of", "nothing to do"):
+        after = generate(tmp_path)
+        assert f"{tmp_path / 'train.csv'}: changed by hand" in (out := capsys.readouterr().out) and said in out
+        assert after["train.csv"] == mine and after["train_3.npz"] == contents(small)["train_3.npz"]
+    assert b"train.csv" not in after["manifest.json"]
+
+
+@pytest.mark.parametrize("name", ["args.json", "manifest.json", "train.csv", "val_0.npz", "recipe/val_pool.npy"])
+@pytest.mark.parametrize("kind", ["pipe", "loop", "folder"])
+def test_what_is_no_file_is_named_neither_waited_on_nor_removed(small, tmp_path, name, kind):
+    shutil.copytree(small, tmp_path, dirs_exist_ok=True)
+    path = tmp_path / name
+    path.unlink()
+    {"pipe": os.mkfifo, "loop": lambda path: path.symlink_to(path), "folder": Path.mkdir}[kind](path)
+    with pytest.raises(BadInput, match=re.escape(str(path))):
+        generate(tmp_path)
+    assert path.is_symlink() or not path.is_file()
+
+
+@pytest.mark.parametrize("kind", ["pipe", "link"])
+def test_a_recipe_is_not_written_where_a_link_leads(tmp_path, kind):
+    out, elsewhere = tmp_path / "out", tmp_path / "elsewhere"
+    out.mkdir(), elsewhere.mkdir()
+    os.mkfifo(out / "recipe") if kind == "pipe" else (out / "recipe").symlink_to(elsewhere)
+    with pytest.raises(BadInput, match=f"{out / 'recipe'}: is a .* where a folder is to be written"):
+        generate(out)
+    assert [path.name for path in out.iterdir()] == ["recipe"] and not list(elsewhere.iterdir())
+
+
+def test_what_was_written_is_listed_while_the_rest_is_drawn(tmp_path, monkeypatch):
+    """So that an interrupted command need not compose it again."""
+    monkeypatch.setattr(folder, "LISTING_SECONDS", 0)
+    monkeypatch.setattr(folder.os, "sync", lambda: 1 / 0)  # a split's last canvas is written
+    with pytest.raises(ZeroDivisionError):
+        generate(tmp_path)
+    listed = json.loads((tmp_path / "manifest.json").read_text())["crc32"]
+    assert {path.name for path in tmp_path.glob("*.npz")} <= listed.keys() and "train.csv" not in listed
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,9 @@
 
 import contextlib
 import hashlib
+import os
 import re
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,13 +14,14 @@ from torch.utils.data import Dataset
 
 from common import cli
 from common.errors import BadInput
-from common.files import read_json
+from common.files import read_json, read_table
 from common.manifest import Manifest
 from data.cluttered_mnist import folder, render
 from data.cluttered_mnist.device_render import DeviceRenderer, RenderedBatches
 from data.cluttered_mnist.digits import SIDE
 from data.cluttered_mnist.recipe import Noise, Recipe
 
+SAMPLE = 9  # canvases of a split whose shapes decide which one all have
 NUMBERS = {  # in args.json, by generator: least and largest value, int where a whole number is expected
     "nmnist": {
         **{"canvas": (SIDE + 1, render.MAX_SIDE), "patch-size": (0, render.MAX_SIDE)},
@@ -139,15 +142,16 @@ class Files:
     def __init__(self, path: Path, names: list[str], origin=None):
         beside = {file.name for file in path.iterdir()}
         self.paths = [path / (_base_name(name) if _base_name(name) in beside else name) for name in names]
-        missing = [file for file in self.paths if file.name not in beside and not file.is_file()]
+        missing = [file for file in self.paths if file.name not in beside and not os.path.lexists(file)]
         if missing:
             raise BadInput(f"{missing[0]}: no such file ({len(missing)} of {len(names)} canvases are missing)")
         self.origin, self.manifest = origin, Manifest(path)
-        self.shape = None
-        self.shape = self.canvas(0).shape
+        sample = {len(names) * i // SAMPLE for i in range(SAMPLE)}  # the first and others far apart
+        shapes = Counter(folder.canvas_shape(self.paths[i]) for i in sorted(sample))
+        [(self.shape, _)] = shapes.most_common(1)
 
     def canvas(self, i: int) -> np.ndarray:
-        """Image i, (H, W) uint8 or float; BadInput names a damaged file."""
+        """Image i, (H, W) uint8 or float; BadInput names a file that is damaged or not as large as most."""
         if self.paths[i].parent == self.manifest.folder:
             self.manifest.check(self.paths[i].name)
         return folder.load_npz(self.paths[i], self.shape)
@@ -162,7 +166,7 @@ class Files:
 def _read_settings(path, manifest):
     """Settings of our generators by name; {} where there are none or they are another program's."""
     manifest.check(path.name)
-    settings = read_json(path) if path.exists() else {}
+    settings = read_json(path) if os.path.lexists(path) else {}
     needed = NUMBERS.get(str(settings.get("generator")), {})
     for name, (low, high) in needed.items():
         value = settings.get(name)
@@ -178,7 +182,7 @@ def _open_source(path, split, settings, names, wanted):
     origin = None
     if settings.get("generator") == "noise":
         origin = Noise(split, settings)
-    elif settings and (path / "recipe").exists():
+    elif settings and os.path.lexists(path / "recipe"):
         with contextlib.suppress(BadInput) if wanted == "files" else contextlib.nullcontext():
             origin = Recipe(path, split, settings)
     matches = [re.fullmatch(rf"{split}_([0-9]{{1,9}})\.npz", _base_name(name)) for name in names]
@@ -195,14 +199,11 @@ def _read_csv(path, manifest, unfinished):
     """Table with columns img_path, label (0 or 1), needle_y and needle_x (NaN where unknown)."""
     import pandas as pd
 
-    if not path.is_file():
+    if not os.path.lexists(path):
         hint = "unfinished, give the generate command again" if unfinished else "expected a folder written by"
         raise BadInput(f"{path.parent}: no {path.name}: {hint}{'' if unfinished else ' generate_data.py'}")
     manifest.check(path.name)
-    try:
-        table = pd.read_csv(path, dtype=str)
-    except ValueError as error:
-        raise BadInput(f"{path}: not a CSV ({error})") from None
+    table = read_table(path, dtype=str)
     if not {"img_path", "label"} <= set(table.columns) or table.empty:
         raise BadInput(f"{path}: expected rows of img_path,label, found {len(table)} of {','.join(table.columns)}")
     table = table.reindex(columns=["img_path", "label", "needle_y", "needle_x"])

@@ -4,6 +4,7 @@ import contextlib
 import gzip
 import math
 import os
+import re
 import struct
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from common.errors import BadInput
-from common.files import make_folder
+from common.files import make_folder, open_input
 
 SIDE = 28  # px, rows and columns of a digit
 VALIDATION = 5000  # the first of the training images
@@ -27,6 +28,8 @@ FILES = {
     ("test", "images"): "t10k-images-idx3-ubyte",
     ("test", "labels"): "t10k-labels-idx1-ubyte",
 }
+PLACES = ("", "raw", "MNIST/raw")  # in the folder that --mnist names
+LOOKALIKE = re.compile(r"mnist|t10k|ubyte|idx\d|(train|test).*(image|label)", re.IGNORECASE)
 
 
 class Digits(NamedTuple):
@@ -37,8 +40,13 @@ class Digits(NamedTuple):
 
 
 def default_source() -> str:
-    """Where `--mnist` looks when it is not given: $MNIST_DIR, else a cache folder in the home directory."""
-    return os.environ.get("MNIST_DIR") or os.path.expanduser("~/.cache/mnist")  # noqa: PTH111 (there may be no home)
+    """Where `--mnist` looks when it is not given: $MNIST_DIR, else a cache folder in the home directory.
+
+    A user without a home has it in the temporary folder.
+    """
+    home = Path(os.path.expanduser("~"))  # noqa: PTH111 (Path.home fails without one)
+    cache = home / ".cache/mnist" if home.is_absolute() else Path(tempfile.gettempdir()) / f"mnist-{os.getuid()}"
+    return os.environ.get("MNIST_DIR") or str(cache)
 
 
 def load(source: str) -> dict[str, Digits]:
@@ -48,32 +56,57 @@ def load(source: str) -> dict[str, Digits]:
     """
     if source == "digits":
         return _sklearn_digits()
-    files = _find(Path(source))
-    if None in files.values():
-        files = _download(Path(source), files)
-    train = _read_pair(files["train", "images"], files["train", "labels"])
+    folder = Path(os.path.expanduser(source))  # noqa: PTH111 (as above)
+    if not str(source) or folder.parts[:1] == ("~",):
+        raise BadInput(f"--mnist {str(source)!r}: expected a folder, and ~ only where there is a home")
+    files = _find(folder)
+    if [] in files.values():
+        files = _download(folder, files)
+    train = _read_pair(files, "train")
     if len(train.labels) <= VALIDATION:
-        raise BadInput(f"{files['train', 'images']}: {len(train.labels)} images, expected more than {VALIDATION}")
+        found = f"{files['train', 'images'][0]}: {len(train.labels)} images"
+        raise BadInput(f"{found}, expected more than {VALIDATION}")
     return {
         "train": Digits(train.images[VALIDATION:], train.labels[VALIDATION:]),
         "val": Digits(train.images[:VALIDATION], train.labels[:VALIDATION]),
-        "test": _read_pair(files["test", "images"], files["test", "labels"]),
+        "test": _read_pair(files, "test"),
     }
 
 
 def _find(folder):
-    """Paths of the four files, gzipped or not, in the folder or in MNIST/raw below it; None where one is absent."""
-    found = {}
-    for key, name in FILES.items():
-        candidates = [place / (name + ending) for place in (folder, folder / "MNIST/raw") for ending in (".gz", "")]
-        found[key] = next((path for path in candidates if path.is_file()), None)
-    return found
+    """Where each of the four files lies, (split, kind) -> paths in the order in which they are tried.
+
+    Folders come last: one without the file in it is refused by name, and nothing is downloaded beside it.
+    """
+    there = {key: filter(os.path.lexists, _spellings(folder, name)) for key, name in FILES.items()}
+    return {key: sorted(paths, key=Path.is_dir) for key, paths in there.items()}
+
+
+def _spellings(folder, name):
+    """Paths of a file: gzipped or not, a dot for the second hyphen, also in a folder of its name (Kaggle's)."""
+    stems = (name, name.replace("-idx", ".idx"))
+    for place in PLACES:
+        for inside in ("", *stems):
+            for stem in stems:
+                yield from (folder / place / inside / (stem + ending) for ending in (".gz", ""))
+
+
+def _lookalikes(folder, found):
+    """Names in the folder that a person may take for MNIST's, but for the files found: at most eight."""
+    places = [folder / place for place in PLACES if (folder / place).is_dir()]
+    known = {path for paths in found.values() for path in paths}
+    others = (path for place in places for path in sorted(place.iterdir()) if path not in known)
+    return [str(path.relative_to(folder)) for path in others if LOOKALIKE.search(path.name)][:8]
 
 
 def _download(folder, found):
     """Let torchvision fetch the files beside their final place, in a process that can be stopped; then move them."""
-    missing = ", ".join(f"{FILES[key]}.gz" for key, path in found.items() if path is None)
-    advice = f"put {missing} there, or use --mnist digits (offline)"
+    if folder.exists() and not folder.is_dir():
+        raise BadInput(f"--mnist {folder}: expected a folder of the four MNIST files, or 'digits'")
+    missing = ", ".join(f"{FILES[key]}.gz" for key, paths in found.items() if not paths)
+    advice, others = f"put {missing} there, or use --mnist digits (offline)", _lookalikes(folder, found)
+    if others:
+        advice += f"; {', '.join(others)} there: not the name of one of the four"
     created = not folder.exists()
     try:
         make_folder(folder)
@@ -84,9 +117,9 @@ def _download(folder, found):
         with contextlib.suppress(subprocess.TimeoutExpired):  # what arrived is judged below
             subprocess.run([sys.executable, "-c", fetch, scratch], timeout=DOWNLOAD_SECONDS, capture_output=True)
         fetched = _find(Path(scratch))
-        whole = None not in fetched.values()
-        for path in fetched.values() if whole else ():
-            path.rename(folder / path.name)
+        whole = [] not in fetched.values()
+        for key in (key for key, paths in found.items() if whole and not paths):
+            fetched[key][0].rename(folder / fetched[key][0].name)
     if not whole:
         if created:
             folder.rmdir()
@@ -94,8 +127,10 @@ def _download(folder, found):
     return _find(folder)
 
 
-def _read_pair(image_path, label_path):
-    images, labels = _read_idx(image_path, 3), _read_idx(label_path, 1)
+def _read_pair(files, split):
+    """A split's images and labels, from the first sound one of the files of each."""
+    image_path, images = _read_first(files[split, "images"], 3)
+    label_path, labels = _read_first(files[split, "labels"], 1)
     if len(images) != len(labels):
         raise BadInput(f"{label_path}: {len(labels)} labels for the {len(images)} images of {image_path.name}")
     if labels.size and labels.max() > 9:
@@ -103,21 +138,43 @@ def _read_pair(image_path, label_path):
     return Digits(images, labels)
 
 
+def _read_first(paths, dimensions):
+    """(path, content) of the first sound IDX file; one that is passed over is named. BadInput: none is sound."""
+    errors = []
+    for path in paths:
+        try:
+            content = _read_idx(path, dimensions)
+        except BadInput as error:
+            errors.append(error)
+            continue
+        if errors:
+            print(f"{errors[0]}; {path} is read instead")
+        return path, content
+    raise errors[0]
+
+
 def _read_idx(path, dimensions):
     """Read an IDX file of unsigned bytes: two zero bytes, type 8, number of dimensions, big-endian sizes, data.
 
-    No more is unpacked than the header announces, and that must be digits or their labels.
+    It is gzipped if its first bytes say so. No more is unpacked than the header announces, and that must be digits or
+    their labels.
     """
-    try:
-        with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as file:
-            header = file.read(4 + 4 * dimensions)
-            if len(header) < 4 + 4 * dimensions or header[:4] != bytes((0, 0, 8, dimensions)):
-                raise BadInput(f"{path}: not an IDX file of unsigned bytes with {dimensions} dimension(s)")
-            shape = struct.unpack(f">{dimensions}I", header[4:])
-            _check_shape(path, shape)
-            content = file.read(math.prod(shape) + 1)
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise BadInput(f"{path}: damaged gzip file ({error})") from None
+    with open_input(path) as file:
+        zipped = file.peek(2)[:2] == b"\x1f\x8b"
+        try:
+            return _parse_idx(path, gzip.GzipFile(fileobj=file) if zipped else file, dimensions)
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            raise BadInput(f"{path}: damaged gzip file ({error})") from None
+
+
+def _parse_idx(path, file, dimensions):
+    header = file.read(4 + 4 * dimensions)
+    if len(header) < 4 + 4 * dimensions or header[:4] != bytes((0, 0, 8, dimensions)):
+        doubt = "damaged gzip file, " if path.suffix == ".gz" else ""
+        raise BadInput(f"{path}: {doubt}not an IDX file of unsigned bytes with {dimensions} dimension(s)")
+    shape = struct.unpack(f">{dimensions}I", header[4:])
+    _check_shape(path, shape)
+    content = file.read(math.prod(shape) + 1)
     if len(content) != math.prod(shape):
         found = f"{len(content)} bytes of data" if len(content) < math.prod(shape) else "more data"
         raise BadInput(f"{path}: {found}, its header announces {math.prod(shape)}")

@@ -3,13 +3,20 @@
 An interrupted command continues when it is given again: args.json is written first and a split's CSV after the
 split's canvases and their checksums in manifest.json, so test.csv comes last. No file depends on the number of workers,
 the time or the place.
+
+What is at a name of ours is the command's own if manifest.json lists it, for these args.json; then it may be replaced.
+Anything else is kept when it holds what would be written, and refused or, a table, left as it is when it does not.
 """
 
+import contextlib
 import functools
+import io
 import math
 import os
+import re
 import shlex
 import shutil
+import time
 import zipfile
 from pathlib import Path
 
@@ -17,24 +24,28 @@ import numpy as np
 
 from common import cli, manifest, parallel
 from common.errors import BadInput
-from common.files import atomic_open, json_bytes, make_folder, npy_bytes, read_json, write_json
+from common.files import atomic_open, check_file, json_bytes, make_folder, npy_bytes, open_input, read_json, write_json
 from common.manifest import Manifest
 
 SPLITS = ("train", "val", "test")
 MAX_BYTES = 2**29  # of a canvas: 16,384 px a side as uint8 have half of that, 8,192 px as float64 all
+MAX_HEADER = 2**12  # bytes of a .npy header, of a zip file's directory; NumPy writes 128 and 120
+METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # others may ask for gigabytes
 CHUNK = 32  # canvases a worker writes between two reports
+LISTING_SECONDS = 30  # between two lists of the canvases written so far
+OURS = re.compile(r"manifest\.json|(train|val|test)(\.csv|_[0-9]+\.npz)")
 
 
 def claim(out: Path, settings: dict) -> None:
     """Make `out` the folder of the data set that the settings (flag name -> value) describe.
 
-    Errors: BadInput names the flags in which what is there differs.
+    Errors: BadInput names the flags in which what is there differs, or a file there of unknown origin.
     """
-    path, listed = out / "args.json", _listed(out).get("args.json")
-    if listed == manifest.checksums(json_bytes(settings)):
-        if not path.exists() or manifest.file_checksums(path) != listed:  # damaged
+    path, listed, ours = out / "args.json", _listed(out), manifest.checksums(json_bytes(settings))
+    if listed.get(path.name) == ours:
+        if not os.path.lexists(path) or manifest.file_checksums(path) != ours:  # lost or damaged
             write_json(path, settings)
-    elif path.exists():
+    elif os.path.lexists(path):
         there = read_json(path)
         if there.get("generator") != settings["generator"]:
             raise BadInput(f"--out {out}: holds a data set of another kind ({there.get('generator')})")
@@ -42,19 +53,33 @@ def claim(out: Path, settings: dict) -> None:
         if names:
             found = ", ".join(f"--{name} {there.get(name)} (now {settings.get(name)})" for name in names)
             raise BadInput(f"--out {out}: holds a data set with other settings: {found}")
-    elif any((out / f"{split}.csv").exists() for split in SPLITS):
-        raise BadInput(f"--out {out}: holds a data set without args.json; choose another folder")
+        if listed and listed.get(path.name) != manifest.file_checksums(path):
+            raise BadInput(f"{out / manifest.NAME}: of other settings than {path.name}; choose another folder")
     else:
+        strangers = sorted(file.name for file in out.iterdir() if OURS.fullmatch(file.name))
+        if strangers:
+            raise unknown_origin(out, strangers[0])
         write_json(path, settings)
+    manifest.write(out, listed | {path.name: manifest.file_checksums(path)})
+
+
+def unknown_origin(out: Path, name: str) -> BadInput:
+    """The error that a folder without args.json holds a file of a name that is to be written."""
+    return BadInput(f"--out {out}: holds {name}, but no args.json that says how it was made; choose another folder")
 
 
 def _listed(out):
-    """The entries of manifest.json, which is removed when it is damaged, to be made again."""
+    """The entries of manifest.json; none of a damaged one, which is made again."""
     try:
         return Manifest(out).entries
     except BadInput:
-        (out / manifest.NAME).unlink()
+        check_file(out / manifest.NAME)
         return {}
+
+
+def list_files(out: Path, names: list[str]) -> None:
+    """Add files that were written to manifest.json."""
+    manifest.write(out, Manifest(out).entries | {name: manifest.file_checksums(out / name) for name in names})
 
 
 def print_next(out: Path) -> None:
@@ -77,16 +102,24 @@ def write_split(out: Path, split: str, source, npz: bool, workers: int, position
         source: has `len` and `arrays(i)`, the tuple of arrays in the file of image i; picklable.
         positions: (N, 2) top-left (y, x) of the needle in px, written for label 1 only; without it, no such columns.
     """
-    path, table = out / f"{split}.csv", _table(split, len(source), positions)
+    path, table, listed = out / f"{split}.csv", _table(split, len(source), positions), Manifest(out).entries
     names = [canvas_name(split, i) for i in range(len(source))] if npz else []
-    if path.exists() and path.read_bytes() == table and _are_whole(out, names) and _are_listed(out, path.name, names):
+    there = os.path.lexists(path)
+    whole = there and manifest.file_checksums(path) == manifest.checksums(table)
+    edited = there and not whole and path.name not in listed
+    if edited:
+        print(f"{path}: changed by hand, as {manifest.NAME} does not list it, and kept")
+    expected = {*names} if edited else {*names, path.name}
+    if (whole or edited) and listed.keys() >= expected and _are_whole(out, names):
         return False
-    path.unlink(missing_ok=True)
-    sums = _write_canvases(out, split, source, workers) if npz else {}
+    if not edited and not path.is_symlink():
+        path.unlink(missing_ok=True)
+    sums = _write_canvases(out, split, source, workers, listed) if npz else {}
     os.sync()  # canvases are renamed into place but not synced one by one
-    for file in [out / "args.json", *out.glob(f"recipe/{split}_*.npy")]:
-        sums[file.relative_to(out).as_posix()] = manifest.file_checksums(file)
-    manifest.write(out, Manifest(out).entries | sums | {path.name: manifest.checksums(table)})
+    if edited:
+        manifest.write(out, listed | sums)
+        return True
+    manifest.write(out, listed | sums | {path.name: manifest.checksums(table)})
     with atomic_open(path) as file:
         file.write(table)
     return True
@@ -105,51 +138,76 @@ def _table(split, images, positions):
 
 def _are_whole(out, names):
     """Whether no canvas is absent or cut short; the end of a zip file tells, a checksum of all would take minutes."""
-    return all((out / name).exists() and zipfile.is_zipfile(out / name) for name in names)
+    return all(os.path.lexists(out / name) and _ends_as_zip(out / name) for name in names)
 
 
-def _are_listed(out, table, names):
-    """Whether manifest.json has what this version writes, for earlier ones wrote none."""
-    return {"args.json", table, *names} <= Manifest(out).entries.keys()
+def _ends_as_zip(path):
+    with open_input(path) as file:
+        return zipfile.is_zipfile(file)
 
 
 def check_space(out: Path, needed: int) -> None:
     """Raise BadInput when the disk lacks the `needed` bytes, less what `out` holds already of them."""
     there = [*make_folder(out).glob("*.npz"), *out.glob("recipe/*.npy")]
-    needed -= sum(file.stat().st_size for file in there)
+    needed -= sum(file.lstat().st_size for file in there)
     free = shutil.disk_usage(out).free
     if free < needed:
         raise BadInput(f"--out {out}: {free / 1e9:.3g} GB free, expected at least {needed / 1e9:.3g} GB")
 
 
-def _write_canvases(out, split, source, workers):
+def _write_canvases(out, split, source, workers, listed):
     """Write every canvas of the source that `out` does not hold whole; returns the checksums of all, by name."""
-    write, sums = functools.partial(_write_chunk, out, split, source), {}
-    chunks = parallel.map_jobs(write, list(range(0, len(source), CHUNK)), workers)
-    written = (item for chunk in chunks for item in chunk.items())
+    write, sums, listing = functools.partial(_write_chunk, out, split, source), {}, time.monotonic()
+    images = [(i, listed.get(canvas_name(split, i))) for i in range(len(source))]
+    jobs = [images[start : start + CHUNK] for start in range(0, len(images), CHUNK)]
+    written = (item for chunk in parallel.map_jobs(write, jobs, workers) for item in chunk.items())
     for name, each in cli.progress(written, len(source), split, "images"):
         sums[name] = each
+        if time.monotonic() - listing > LISTING_SECONDS:
+            manifest.write(out, listed | sums)
+            listing = time.monotonic()
     return sums
 
 
-def _write_chunk(out, split, source, start):
-    """Write the canvases start ... start + CHUNK - 1; returns their checksums by name."""
+def _write_chunk(out, split, source, images):
+    """Write canvases, given as (number, checksums if listed); returns their checksums by name."""
     sums = {}
-    for i in range(start, min(start + CHUNK, len(source))):
+    for i, listed in images:
         path = out / canvas_name(split, i)
-        if not (path.exists() and _is_whole(path)):
+        if not os.path.lexists(path):
+            whole = False
+        elif listed is not None:
+            whole = manifest.file_checksums(path) == listed
+        else:
+            whole = _holds(path, source.arrays(i))
+        if not whole:
             save_npz(path, source.arrays(i))
         sums[path.name] = manifest.file_checksums(path)
     return sums
 
 
-def _is_whole(path):
-    """Whether every member's checksum holds; a power cut may leave a renamed file without its content."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return archive.testzip() is None
-    except Exception:  # damaged archives fail in many ways
+def _holds(path, arrays):
+    """Whether a file that is not listed holds the arrays; False if only the beginning, as a power cut leaves it.
+
+    BadInput: it holds anything else, so this command did not write it.
+    """
+    with contextlib.suppress(BadInput), _opened(path) as archive:
+        members = {f"arr_{number}.npy": npy_bytes(array) for number, array in enumerate(arrays)}
+        if archive.namelist() == list(members) and all(_read(archive, *member) for member in members.items()):
+            return True
+    expected = io.BytesIO()
+    _write_npz(expected, arrays)
+    with open_input(path) as file:
+        there = file.read(expected.tell() + 1).rstrip(b"\0")
+    if expected.getvalue().startswith(there):
         return False
+    raise BadInput(f"{path}: was not written by this command, and would be replaced; choose another folder")
+
+
+def _read(archive, name, content):
+    """Whether a member has this content, of which no more is unpacked."""
+    with archive.open(name) as member:
+        return member.read(len(content) + 1) == content
 
 
 def save_npz(path: Path, arrays: tuple) -> None:
@@ -157,7 +215,12 @@ def save_npz(path: Path, arrays: tuple) -> None:
 
     Bytes are deflated at the quickest level, half the work of NumPy's; floats are noise and stored.
     """
-    with atomic_open(path, sync=False) as file, zipfile.ZipFile(file, "w") as archive:
+    with atomic_open(path, sync=False) as file:
+        _write_npz(file, arrays)
+
+
+def _write_npz(file, arrays):
+    with zipfile.ZipFile(file, "w") as archive:
         for number, array in enumerate(arrays):
             member = zipfile.ZipInfo(f"arr_{number}.npy")
             kind = zipfile.ZIP_DEFLATED if array.dtype == np.uint8 else zipfile.ZIP_STORED
@@ -167,14 +230,40 @@ def save_npz(path: Path, arrays: tuple) -> None:
 def load_npz(path: Path, shape: tuple | None = None) -> np.ndarray:
     """Read arr_0 (H, W), of the given shape if any, never unpickling anything.
 
-    BadInput names a file that is missing, damaged or of another shape, before what it claims to hold is unpacked.
+    BadInput names a file that is missing, damaged, of another shape, before what it claims to hold is unpacked, or
+    that holds a pixel that is no number in float32.
     """
+    with _opened(path) as archive, archive.open("arr_0.npy") as member:
+        (found, fortran, dtype), content = _read_start(path, archive, member)
+        if shape and found != shape:
+            raise BadInput(f"{path}: shape {found}, most canvases have {shape}")
+        while part := member.read(2**20):
+            content += part
+        canvas = np.frombuffer(content, dtype).reshape(found, order="F" if fortran else "C")
+    if canvas.dtype.kind == "f":
+        with np.errstate(over="ignore"):
+            sound = np.isfinite(canvas.astype(np.float32, copy=False)).all()
+        if not sound:
+            raise BadInput(f"{path}: a pixel is infinite or not a number")
+    return canvas
+
+
+def canvas_shape(path: Path) -> tuple[int, int]:
+    """(H, W) of a canvas, from its header; errors as of load_npz."""
+    with _opened(path) as archive, archive.open("arr_0.npy") as member:
+        return _read_start(path, archive, member)[0][0]
+
+
+@contextlib.contextmanager
+def _opened(path):
+    """The archive of a canvas, to read from. BadInput names a file that is missing or damaged."""
     try:
-        with zipfile.ZipFile(path) as archive:
-            with archive.open("arr_0.npy") as member:
-                _check_header(path, member, archive.getinfo("arr_0.npy").file_size, shape)
-            with archive.open("arr_0.npy") as member:
-                return np.lib.format.read_array(member, allow_pickle=False)
+        with open_input(path) as file:
+            _check_directory(file)
+            with zipfile.ZipFile(file) as archive:
+                if any(member.compress_type not in METHODS for member in archive.infolist()):
+                    raise ValueError
+                yield archive
     except (BadInput, MemoryError):
         raise
     except Exception as error:  # damaged archives fail in many ways
@@ -182,15 +271,27 @@ def load_npz(path: Path, shape: tuple | None = None) -> np.ndarray:
         raise BadInput(f"{path}: {reason}") from None
 
 
-def _check_header(path, member, size, wanted):
-    """BadInput when an array is no canvas, is not of the wanted shape or has another size than its shape says."""
-    version = np.lib.format.read_magic(member)
+def _check_directory(file):
+    """ValueError unless a zip file ends in a directory of few members; zipfile reads one of any size into memory."""
+    file.seek(max(0, file.seek(0, os.SEEK_END) - 42))
+    end = file.read()  # where large archives have a second directory, and the 22 bytes about the first
+    if end[:4] == b"PK\6\7" or end[20:24] != b"PK\5\6" or int.from_bytes(end[32:36], "little") > MAX_HEADER:
+        raise ValueError
+    file.seek(0)
+
+
+def _read_start(path, archive, member):
+    """((shape, whether in Fortran's order, dtype), first bytes of the pixels) of arr_0.
+
+    BadInput when it is no canvas, ValueError when it has another size than its shape says.
+    """
+    info, start = archive.getinfo("arr_0.npy"), io.BytesIO(member.read(MAX_HEADER))
+    version = np.lib.format.read_magic(start)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, _, dtype = read(member)
+    header = shape, _, dtype = read(start)
     pixels = math.prod(shape)
     if len(shape) != 2 or dtype.kind not in "uf" or not 0 < pixels * dtype.itemsize <= MAX_BYTES:
         raise BadInput(f"{path}: {dtype} array of shape {shape}, expected a canvas (H, W) of up to {MAX_BYTES} bytes")
-    if wanted and shape != wanted:
-        raise BadInput(f"{path}: shape {shape}, the first canvas has {wanted}")
-    if member.tell() + pixels * dtype.itemsize != size:
+    if start.tell() + pixels * dtype.itemsize != info.file_size:
         raise ValueError
+    return header, bytearray(start.read())

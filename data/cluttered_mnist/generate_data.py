@@ -72,6 +72,7 @@ def main(argv=None):
     check_space(args, layout, sum(counts.values()))
     settings = settings_of(args, layout, splits)
     with lock.held(args.out, "--out"):
+        recipe.refuse_strangers(args.out, settings)
         folder.claim(args.out, settings)
         if not write_data_set(args, layout, splits, settings):
             print(f"{args.out}: complete already, nothing to do")
@@ -130,6 +131,7 @@ def write_data_set(args, layout: placements.Layout, splits: dict, settings: dict
     wrote = not recipe.is_whole(args.out, settings)
     if wrote:
         recipe.write(args.out, splits, layout, args.digit, args.duplicates, args.seed)
+        folder.list_files(args.out, recipe.FILES)
     for split in splits:
         source = recipe.Recipe(args.out, split, settings)
         positions = source.part("needle")[:, 1:] * args.scale

@@ -15,15 +15,17 @@ from pathlib import Path
 
 import numpy as np
 
-from common import cli
+from common import cli, manifest
 from common.errors import BadInput
-from common.files import atomic_open, make_folder, write_npy
+from common.files import atomic_open, make_subfolder, open_npy, write_npy
 from common.manifest import Manifest
 from data.cluttered_mnist import placements, render
 from data.cluttered_mnist.digits import Digits
-from data.cluttered_mnist.folder import SPLITS
+from data.cluttered_mnist.folder import SPLITS, unknown_origin
 
 PARTS = ("pool", "needles", "clutter", "offsets", "needle")
+MAX_IMAGES = 2**22  # of a split; more than a CSV may list
+FILES = [f"recipe/{split}_{part}.npy" for split in SPLITS for part in PARTS]
 
 
 class Recipe:
@@ -50,7 +52,7 @@ class Recipe:
         kinds = [part.dtype.kind for part in (pool, needles, clutter, offsets, needle)] == list("uuuii")
         if not (squares and tables and kinds and pool.itemsize == needles.itemsize == 1):
             return False
-        ends = len(offsets) == len(needle) + 1 and offsets[0] == 0 and offsets[-1] == len(clutter)
+        ends = len(offsets) == len(needle) + 1 <= MAX_IMAGES and offsets[0] == 0 and offsets[-1] == len(clutter)
         return ends and bool((np.diff(offsets) >= 0).all())
 
     def __getstate__(self):
@@ -64,10 +66,7 @@ class Recipe:
         key = os.getpid(), name
         if key not in self._files:
             path = self.folder / self._file(name)
-            try:
-                array = np.asarray(np.lib.format.open_memmap(path, mode="r"))
-            except Exception:  # damaged headers fail in many ways
-                raise BadInput(f"{path}: missing or damaged, expected a recipe written by generate_data.py") from None
+            array = np.asarray(open_npy(path, "expected a recipe written by generate_data.py"))
             self.manifest.check(f"recipe/{path.name}", 0, 1 if name == "clutter" else None)
             self._files[key] = array
         return self._files[key]
@@ -168,8 +167,23 @@ class Noise:
         return hashlib.sha256(f"noise {self.canvas_side} {self.seed} {self.split} {self.images}".encode()).digest()
 
 
+def refuse_strangers(out: Path, settings: dict) -> None:
+    """BadInput when files lie where a new data set's recipe goes, unless they are a recipe: that is written anew."""
+    if not os.path.lexists(out / "recipe") or any(os.path.lexists(out / name) for name in ("args.json", manifest.NAME)):
+        return
+    make_subfolder(out, "recipe")
+    there = [name for name in FILES if os.path.lexists(out / name)]
+    try:
+        for split in SPLITS if there else ():
+            Recipe(out, split, settings)
+    except BadInput:
+        raise unknown_origin(out, there[0]) from None
+
+
 def is_whole(folder: Path, settings: dict) -> bool:
-    """Whether a data set's folder holds the recipe of all splits, undamaged as far as sizes and checksums tell."""
+    """Whether a data set's folder holds the recipe of all splits, its own and undamaged: as manifest.json has it."""
+    if not Manifest(folder).entries.keys() >= set(FILES):
+        return False
     try:
         return all(Recipe(folder, split, settings).digest() for split in SPLITS)
     except BadInput:
@@ -182,7 +196,7 @@ def write(out: Path, splits: dict[str, Digits], layout: placements.Layout, digit
     Args:
         digit: class of the needles, each of which stands on one positive per pass. Clutter are the other classes.
     """
-    folder, rng = make_folder(out / "recipe"), np.random.RandomState(seed)
+    folder, rng = make_subfolder(out, "recipe"), np.random.RandomState(seed)
     for split, (images, labels) in splits.items():
         needles, pool = images[labels == digit], images[labels != digit]
         number = 2 * passes * len(needles)
