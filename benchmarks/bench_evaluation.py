@@ -100,7 +100,7 @@ def saliencies(images: Images, field: str, width: int) -> list:
     """Bare forward and backward passes for saliency, and the same with everything that is read and written."""
     model, data = make_network(field, width).to(images.where).eval(), turn_images(images)
     args = images.train_args("--workers", "0")
-    maps = predict_saliency.MapFolder(images.folder, {}, images.batch_size)
+    maps = predict_saliency.MapFolder(images.folder, "val", {}, images.batch_size)
     model.requires_grad_(False)
     in_memory = [pixels.to(images.where) for pixels, _ in loaders.ordered_loader(data, args, images.where)]
 

@@ -5,7 +5,6 @@ nothing is kept on disk.
 """
 
 import multiprocessing
-import os
 import sys
 import tempfile
 import time
@@ -20,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from measure import most_resident
 
 import extract_basic_pos_crops as ours
-from common import cli
+from common import cli, limits
 from data.camelyon import annotations, crops, extraction, make_slides, slides
 
 SLIDES = 8  # extracted for the figures over workers
@@ -101,7 +100,7 @@ def measure_scaling(job: extraction.Job, args) -> dict[int, float]:
     """Worker processes -> seconds to extract SLIDES copies of the job, for 1, 2, 4 ... workers up to the cores."""
     jobs = [replace(job, name=name) for name in sorted(slides.ANNOTATED)[:SLIDES]]
     seconds, args.workers = {}, 1
-    while args.workers <= min(SLIDES, os.cpu_count()):
+    while args.workers <= min(SLIDES, limits.cores()):
         with tempfile.TemporaryDirectory() as folder:
             start = time.perf_counter()
             extraction.run(jobs, ours.extract_slide, ours.draw_preview, Path(folder), {}, args)

@@ -1,6 +1,8 @@
 """What the benchmarks of training, evaluation and memory share: seconds, peak memory, FLOPs, bytes, the roofline."""
 
 import multiprocessing
+import os
+import resource
 import signal
 import time
 from dataclasses import dataclass
@@ -16,6 +18,7 @@ from torch.utils.flop_counter import flop_registry
 from common import cli
 from data.cluttered_mnist import digits, placements, render
 
+MEMORY, STATUS = Path("/proc/meminfo"), Path("/proc/self/status")
 PIXELS = 32 * 128**2  # of a batch, but at most 32 images
 
 
@@ -134,12 +137,20 @@ def free_memory(where: torch.device) -> int:
     if where.type == "cuda":
         torch.cuda.empty_cache()  # what PyTorch holds of earlier steps
         return torch.cuda.mem_get_info(where)[0]
-    return int(Path("/proc/meminfo").read_text().split("MemAvailable:")[1].split()[0]) * 1024
+    if not MEMORY.exists():  # on macOS
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return _kibibytes(MEMORY, "MemAvailable")
 
 
 def most_resident() -> int:
     """The most bytes of main memory that this process has had."""
-    return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) * 1024
+    if not STATUS.exists():  # on macOS, which counts bytes
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return _kibibytes(STATUS, "VmHWM")  # Linux's ru_maxrss is at least that of the process before this one
+
+
+def _kibibytes(path, name):
+    return int(path.read_text().split(f"{name}:")[1].split()[0]) * 1024
 
 
 def resident_peak(prepare, *args) -> int:

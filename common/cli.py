@@ -6,16 +6,33 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 import time
+from datetime import timedelta
 from pathlib import Path
 
-from common import signals
+from common import limits, signals, streams
 from common.errors import BadInput
 
 OUT_OF_MEMORY = (
     "out of memory: use a smaller -b, canvas or --width, or fewer --workers; "
     "in training also a larger --delayed_step with the smaller -b, and --checkpoint_activations"
 )
+TOO_MANY_FILES = "too many open files: raise `ulimit -n` or use fewer --workers; the same command continues"
+NO_SHARED_MEMORY = (
+    "shared memory (/dev/shm) is full: use --workers 0, a smaller -b, or more of it (docker run --shm-size, SLURM or "
+    "Kubernetes: a larger /dev/shm); the same command continues"
+)
+SHORTAGES = {  # what the system or a library says -> what it means
+    **dict.fromkeys(
+        ["out of memory", "t allocate memory", "Cannot allocate", "killed by signal: Killed"], OUT_OF_MEMORY
+    ),
+    **dict.fromkeys(["ALLOC_FAILED", "ALLOCATION_FAILED"], OUT_OF_MEMORY),  # of cuBLAS, cuDNN
+    **dict.fromkeys(["Too many open files", "received 0 items of ancdata"], TOO_MANY_FILES),
+    f"exited unexpectedly with exit code {errno.EMFILE}": TOO_MANY_FILES,  # see `loaders`
+    **dict.fromkeys(["killed by signal: Bus error", "allocate shared memory", "</torch_"], NO_SHARED_MEMORY),
+}
+FIRST_LINE, LINES = 8, 30  # seconds until progress is first printed, and between its lines
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
@@ -39,7 +56,7 @@ class ArgumentParser(argparse.ArgumentParser):
 
 def add_workers_flag(parser, default=None, help="worker processes"):
     """Declare `--workers`, also known as `--n_workers`, wherever a command uses processes."""
-    cores = os.cpu_count() or 1
+    cores = limits.cores()
     default = cores if default is None else min(default, cores)
     parser.add_argument("--workers", "--n_workers", dest="workers", type=natural, default=default, help=help)
 
@@ -97,8 +114,9 @@ def run(main) -> None:
     """
     handler, hook, others = signals.listen(signal.SIGTERM), sys.unraisablehook, multiprocessing.active_children()
     sys.unraisablehook = signals.send_again
-    if sys.stdout:  # it may be closed
-        sys.stdout.reconfigure(errors="backslashreplace")  # a name that the terminal cannot show is no error
+    limits.allow_many_files()
+    streams.outlast_readers()
+    sys.stdout.reconfigure(errors="backslashreplace")  # a name that the terminal cannot show is no error
     try:
         code = _exit_code(main)
     except KeyboardInterrupt:
@@ -131,21 +149,30 @@ def _exit_code(main):
         return code
     except BadInput as error:
         return _complain(error, error.exit_code)
-    except OSError as error:
-        return _os_error(error)
-    except (MemoryError, RuntimeError) as error:
+    except (OSError, MemoryError, RuntimeError, ImportError) as error:
         if "is killed by signal: Terminated" in str(error):  # a loader process was told before this one
             raise signals.Terminated from None
-        if not is_out_of_memory(error) or signals.told():
-            raise
-        return _complain(OUT_OF_MEMORY, 1)
+        message = shortage(error)
+        if message and not signals.told():
+            return _complain(message, 1)
+        if isinstance(error, OSError):
+            return _os_error(error)
+        raise
+
+
+def shortage(error: BaseException) -> str | None:
+    """What ran out, memory, files or shared memory, here or in a loader process, and the ways out."""
+    text = getattr(error, "strerror", None) or str(error)  # without the file's name
+    if isinstance(error, MemoryError):
+        return OUT_OF_MEMORY
+    if text.endswith(") exited unexpectedly"):  # a loader process with an exit code that nobody saw
+        return TOO_MANY_FILES
+    return next((message for sign, message in SHORTAGES.items() if sign in text), None)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether Python, the C library or a CUDA library ran out of memory, or a loader process was killed for it."""
-    signs = ["out of memory", "can't allocate memory", "is killed by signal: Killed"]
-    signs += ["ALLOC_FAILED", "ALLOCATION_FAILED"]  # of cuBLAS, cuDNN
-    return isinstance(error, MemoryError) or any(sign in str(error) for sign in signs)
+    return shortage(error) == OUT_OF_MEMORY
 
 
 def _leave(code):
@@ -171,9 +198,6 @@ def plain_line(message) -> str:
 
 def _os_error(error):
     """One line for what the file system refuses; an OSError that names no file is a bug and is raised again."""
-    if isinstance(error, BrokenPipeError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that the exit flush stays quiet
-        return 1
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return _complain(f"disk full{_where(error)}: free some space, then the same command continues", 1)
     if error.filename is None:
@@ -186,15 +210,27 @@ def _where(error):
 
 
 def progress(iterable, total: int, desc: str, unit: str = "it"):
-    """Yield from the iterable behind a progress bar on stderr, or a plain line every 30 s when that is no terminal."""
+    """Yield from the iterable behind a progress bar on stderr, or where that is no terminal, behind plain lines."""
     if sys.stderr.isatty():
         from tqdm import tqdm
 
         yield from tqdm(iterable, total=total, desc=desc, unit=unit, leave=False)
         return
-    last = time.monotonic()
-    for done, item in enumerate(iterable, 1):
-        yield item
-        if time.monotonic() - last > 30:
-            last = time.monotonic()
-            print(f"{desc}: {done}/{total} {unit}", file=sys.stderr, flush=True)
+    done, finished = 0, threading.Event()
+    started = time.monotonic()
+
+    def report():
+        wait = FIRST_LINE
+        while not finished.wait(wait):
+            left = (time.monotonic() - started) / done * (total - done) if done else None
+            ahead = "" if left is None else f", {timedelta(seconds=round(left))} left"
+            print(f"{desc}: {done}/{total} {unit}{ahead}", file=sys.stderr, flush=True)
+            wait = LINES
+
+    threading.Thread(target=report, daemon=True).start()
+    try:
+        for item in iterable:
+            yield item
+            done += 1
+    finally:
+        finished.set()

@@ -33,7 +33,7 @@ def add_flags(parser) -> None:
 
 
 def select(name: str, precision: str = "float32", deterministic: bool = False) -> torch.device:
-    """The device called `name`, with TF32 switched as the precision says; joins the processes torchrun started.
+    """The device called `name`, a GPU with its index; switches TF32, and joins the processes torchrun started.
 
     BadInput when there is no such device, or when these processes would share one GPU.
     """
@@ -43,9 +43,9 @@ def select(name: str, precision: str = "float32", deterministic: bool = False) -
     _set_deterministic(deterministic)
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda" and "LOCAL_RANK" in os.environ:
-        name = f"cuda:{os.environ['LOCAL_RANK']}"
     try:
+        if name == "cuda":  # without an index it is a GPU to some functions of PyTorch and an error to others
+            name = f"cuda:{os.environ.get('LOCAL_RANK') or torch.cuda.current_device()}"
         device = torch.device(name)
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:

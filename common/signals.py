@@ -97,6 +97,7 @@ def serve_on(worker: int = 0) -> None:
     for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(GRACE))
+    signal.signal(signal.SIGBUS, signal.SIG_DFL)  # of full shared memory, which the main process reports
 
 
 def send_again(unraisable) -> None:

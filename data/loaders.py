@@ -1,6 +1,13 @@
 """Dataset -> DataLoader: training subset, class balance, the draws of every epoch, batches across processes."""
 
 import argparse
+import errno
+import functools
+import multiprocessing.queues
+import os
+import sys
+import time
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,8 +16,8 @@ import numpy as np
 import torch
 from torch.utils.data import BatchSampler, DataLoader, Dataset
 
-from common import cli, device, signals
-from common.errors import BadInput
+from common import cli, device, limits, signals
+from common.errors import BadInput, WorkFailed
 from common.manifest import Manifest
 
 PAPER_TRAIN_SIZE = 11276
@@ -157,35 +164,86 @@ def make_loaders(
     batches = EpochBatches(draw, len(subset), args.batch_size)
     ordered = {"eval": np.arange(len(splits["val"])), "train": subset, "test": np.arange(len(splits["test"]))}
     names = {"eval": "val", "train": "train", "test": "test"}
+    n_loaders = 1 + len(names)
     return Loaders(
-        train=_loader(splits["train"], args, where, batches),
+        train=_loader(splits["train"], args, where, batches, n_loaders),
         batches=batches,
-        evaluation={key: ordered_loader(splits[names[key]], args, where, order) for key, order in ordered.items()},
+        evaluation={
+            key: ordered_loader(splits[names[key]], args, where, order, n_loaders) for key, order in ordered.items()
+        },
         fingerprint=" ".join(splits[name].fingerprint() for name in names.values()),
         epoch_factor=epoch_factor,
     )
 
 
-def ordered_loader(dataset: Dataset, args, where: torch.device, order: np.ndarray | None = None) -> DataLoader:
-    """Every image once, in order; each process gets its share."""
+def ordered_loader(
+    dataset: Dataset, args, where: torch.device, order: np.ndarray | None = None, n_loaders: int = 1
+) -> DataLoader:
+    """Every image once, in order; each process gets its share. `n_loaders` keep worker processes beside each other."""
     order = np.arange(len(dataset)) if order is None else order
     share = order[device.rank() :: device.world_size()].tolist()
     batch_size = -(-args.batch_size // device.world_size())
-    return _loader(dataset, args, where, BatchSampler(share, batch_size, drop_last=False))
+    return _loader(dataset, args, where, BatchSampler(share, batch_size, drop_last=False), n_loaders)
 
 
-def _loader(dataset, args, where, batches):
+def _loader(dataset, args, where, batches, n_loaders):
     """Batches of indices -> batches of images, which a GPU composes itself where the data set tells it how."""
     if where.type == "cuda" and hasattr(dataset, "batches_on"):
         composed = dataset.batches_on(where, batches)
         if composed is not None:
             return composed
-    return DataLoader(
+    workers = args.workers and affordable_workers(args.workers, dataset[0][0].nbytes * args.batch_size, n_loaders)
+    return _WorkerLoader(
         dataset,
         batch_sampler=batches,
-        num_workers=args.workers,
+        num_workers=workers,
         pin_memory=where.type == "cuda",
-        persistent_workers=args.workers > 0,
-        worker_init_fn=signals.serve_on,
+        persistent_workers=workers > 0,
+        worker_init_fn=_start_worker,
         generator=torch.Generator(),  # else it draws from the global state, which dropout hangs on
     )
+
+
+class _WorkerLoader(DataLoader):
+    """A loader that blames a loader process which has ended, not the connection that broke off with it."""
+
+    def __iter__(self):
+        try:
+            yield from super().__iter__()
+        except (EOFError, ConnectionError):
+            time.sleep(1)  # until PyTorch hears of the end, and raises what it was
+            raise
+
+
+@functools.cache  # asked, and said, once for all loaders, before they start
+def affordable_workers(wanted: int, batch_bytes: int, n_loaders: int) -> int:
+    """Worker processes of each loader, fewer than `wanted` where shared memory does not hold their batches.
+
+    WorkFailed when their pipes and batches (an image and a label tensor) would take more files than may be open.
+    """
+    warnings.filterwarnings("ignore", "This DataLoader will create")  # so many as the user wants, above the cores
+    pipes, tensors, others = n_loaders * (2 + 4 * wanted), 4 * wanted, 16
+    if limits.files_left() < pipes + tensors + others:
+        raise WorkFailed(cli.TOO_MANY_FILES)
+    room = limits.shared_memory_left()
+    if room >= (2 * wanted + 2) * batch_bytes:  # each prepares two, two more are in use
+        return wanted
+    workers = max(0, int(room / batch_bytes - 2) // 2)
+    if device.rank() == 0:
+        print(
+            f"--workers {wanted}: /dev/shm has {room / 1e6:.0f} MB left for batches of {batch_bytes / 1e6:.0f} MB, "
+            f"going on with {workers} (for more: a smaller -b, docker run --shm-size)",
+            file=sys.stderr,
+        )
+    return workers
+
+
+def _start_worker(worker):
+    """Let a loader process end when a thread that sends its batches fails, else the main one would wait for ever."""
+    signals.serve_on()
+    sys.excepthook = lambda kind, error, trace: _end_worker(error)  # of the thread that hands out shared memory
+    multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(lambda error, batch: _end_worker(error))
+
+
+def _end_worker(error):
+    os._exit(errno.EMFILE if cli.shortage(error) == cli.TOO_MANY_FILES else 1)

@@ -2,6 +2,7 @@
 
 import os
 import queue
+import shlex
 import signal
 import subprocess
 import time
@@ -9,7 +10,9 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 
+from common import limits
 from common.errors import BadInput, WorkFailed
+from common.files import atomic_open, make_folder, make_subfolder, read_text
 from experiments import runs
 from experiments.runs import ROOT, Children, Run
 
@@ -22,16 +25,15 @@ def devices() -> list[dict[str, str]]:
     """Environment variables that give a run one device: a GPU each, or one CPU core each where there is none."""
     import torch
 
-    cores = len(os.sched_getaffinity(0))
     if not torch.cuda.is_available():
-        return [{"OMP_NUM_THREADS": "1"}] * cores
+        return [{"OMP_NUM_THREADS": "1"}] * limits.cores()
     count = torch.cuda.device_count()
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(count)))).split(",")
     return [{"CUDA_VISIBLE_DEVICES": name} for name in visible[:count]]
 
 
-def run_local(todo: list[Run], jobs: int | None) -> Iterator[tuple[Run, int]]:
-    """Each run and its exit code, in the order in which they end; `jobs` at a time, by default one a device.
+def run_local(todo: list[Run], jobs: int | None) -> Iterator[tuple[Run, str]]:
+    """Each run and how it ended, in the order in which they end; `jobs` at a time, by default one a device.
 
     On any exception, as of Ctrl-C and SIGTERM, running processes get SIGTERM, which they heed resumably.
     """
@@ -45,7 +47,9 @@ def run_local(todo: list[Run], jobs: int | None) -> Iterator[tuple[Run, int]]:
         device = free.get()
         try:
             print(f"started   {run.name}\n", end="", flush=True)  # in one piece, other threads print too
-            return runs.execute(run, children, device)
+            return runs.ending(run, runs.execute(run, children, device))
+        except BadInput as error:  # its folder is in use, or cannot be written
+            return str(error)
         finally:
             free.put(device)
 
@@ -94,8 +98,8 @@ def _ignore_user_signal():
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)
 
 
-def run_slurm(batches: dict[str, list[Run]], options: SlurmOptions) -> Iterator[tuple[Run, int]]:
-    """Submit an array for each figure and wait; each run and its exit code as it leaves the queue.
+def run_slurm(batches: dict[str, list[Run]], options: SlurmOptions) -> Iterator[tuple[Run, str]]:
+    """Submit an array for each figure and wait; each run and how it ended, as it leaves the queue.
 
     A run whose job was killed is submitted again, up to ATTEMPTS times in all. Interrupting this leaves the jobs in
     the queue, and the same command waits for them again.
@@ -114,7 +118,7 @@ def run_slurm(batches: dict[str, list[Run]], options: SlurmOptions) -> Iterator[
         for run in set(left) - set(again):
             del waiting[run]
             code = runs.outcome(run)
-            yield run, 137 if code is None else code
+            yield run, runs.ending(run, 137 if code is None else code)
         for name, batch in batches.items():
             _submit(name, [run for run in batch if run in again], options)
         time.sleep(1 if waiting else 0)
@@ -131,7 +135,7 @@ def _submit(name, todo, options):
 
     if not todo:
         return
-    folder = todo[0].places.root / "slurm"
+    folder = make_subfolder(make_folder(todo[0].places.root), "slurm")
     executor = submitit.AutoExecutor(folder=folder, cluster="slurm", slurm_max_num_timeout=1000)
     executor.update_parameters(
         name=name,
@@ -141,7 +145,7 @@ def _submit(name, todo, options):
         slurm_partition=options.partition,
         slurm_array_parallelism=options.at_a_time or len(todo),
         slurm_additional_parameters={"requeue": True},
-        slurm_setup=[f"export PYTHONPATH={ROOT}${{PYTHONPATH:+:$PYTHONPATH}}"],
+        slurm_setup=[f"export PYTHONPATH={shlex.quote(str(ROOT))}${{PYTHONPATH:+:$PYTHONPATH}}"],
     )
     for run in todo:
         runs.forget_outcome(run)
@@ -151,13 +155,14 @@ def _submit(name, todo, options):
     except submitit.core.utils.FailedJobError as error:
         raise BadInput(f"--executor slurm: sbatch refused: {' '.join(str(error).split())[-300:]}") from None
     for run, job in zip(todo, jobs, strict=True):
-        (run.logdir / JOB).write_text(job.job_id)
+        with atomic_open(run.logdir / JOB, "w") as file:
+            file.write(job.job_id)
     print(f"submitted {name}: {len(jobs)} jobs, {jobs[0].job_id} to {jobs[-1].job_id}, logs in {folder}", flush=True)
 
 
 def _job_id(run):
     path = run.logdir / JOB
-    return path.read_text() if path.exists() else ""
+    return read_text(path).strip() if path.exists() else ""
 
 
 def _in_queue():

@@ -1,12 +1,26 @@
 import argparse
+import errno
+import math
+import os
+import time
+import warnings
 
 import numpy as np
 import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from common.errors import BadInput
-from data.loaders import EpochBatches, balanced_draws, ordered_loader, shrinkage, shuffles, training_subset
+from common import cli, limits
+from common.errors import BadInput, WorkFailed
+from data.loaders import (
+    EpochBatches,
+    affordable_workers,
+    balanced_draws,
+    ordered_loader,
+    shrinkage,
+    shuffles,
+    training_subset,
+)
 
 PAPER_LABELS = np.tile([1, 0], 11276)  # the training file: positives at even indices
 
@@ -96,6 +110,9 @@ def test_a_gpu_composes_its_batches_itself_where_the_data_set_can():
         def __len__(self):
             return 4
 
+        def __getitem__(self, i):
+            return torch.zeros(1, 8, 8), 0
+
         def batches_on(self, where, batches):
             return self.answer
 
@@ -104,3 +121,97 @@ def test_a_gpu_composes_its_batches_itself_where_the_data_set_can():
     assert ordered_loader(Composing(composed), args, gpu) is composed
     assert isinstance(ordered_loader(Composing(None), args, gpu), DataLoader)
     assert isinstance(ordered_loader(Composing(composed), args, cpu), DataLoader)
+
+
+class Images(torch.utils.data.Dataset):
+    """Eight images; `fail(i)` is called in the loader process that reads image i."""
+
+    def __init__(self, fail=lambda i: None):
+        self.fail = fail
+
+    def __len__(self):
+        return 8
+
+    def __getitem__(self, i):
+        if torch.utils.data.get_worker_info():
+            self.fail(i)
+        return torch.full((1, 16, 16), float(i)), i % 2
+
+
+@pytest.fixture
+def allotted(monkeypatch):
+    """A function that sets what files and bytes of shared memory are left."""
+
+    def allot(files=10**6, shared=math.inf):
+        affordable_workers.cache_clear()
+        monkeypatch.setattr(limits, "files_left", lambda: files)
+        monkeypatch.setattr(limits, "shared_memory_left", lambda: shared)
+
+    yield allot
+    affordable_workers.cache_clear()
+
+
+def load(dataset, workers):
+    return ordered_loader(dataset, argparse.Namespace(batch_size=2, workers=workers), torch.device("cpu"))
+
+
+def test_fewer_worker_processes_start_where_shared_memory_does_not_hold_their_batches(allotted, capsys):
+    batch = 2 * 16 * 16 * 4
+    for room, workers in [(10 * batch, 4), (9 * batch, 3), (4 * batch, 1), (3 * batch, 0), (0, 0)]:
+        allotted(shared=room)
+        loaders = [load(Images(), 4) for _ in range(3)]
+        assert {loader.num_workers for loader in loaders} == {workers}
+        said = capsys.readouterr().err
+        assert said.count("\n") == (workers < 4) and (workers == 4 or f"going on with {workers}" in said)
+
+
+def test_without_shared_memory_the_same_batches_come(allotted):
+    allotted(shared=0)
+    with_none = list(load(Images(), 2))
+    allotted()
+    for (images, labels), (others, other_labels) in zip(load(Images(), 2), with_none, strict=True):
+        assert torch.equal(images, others) and torch.equal(labels, other_labels)
+
+
+def test_too_few_files_for_the_workers_are_refused_before_they_start(allotted):
+    allotted(files=50)
+    with pytest.raises(WorkFailed, match="too many open files: raise `ulimit -n` or use fewer --workers"):
+        load(Images(), 8)
+    assert load(Images(), 0).num_workers == 0
+
+
+def test_more_workers_than_cores_are_the_users_choice(allotted):
+    allotted()
+    with warnings.catch_warnings(record=True) as found:
+        list(load(Images(), limits.cores() + 1))
+    assert not found
+
+
+def fail_to_send(i):
+    """As of too many open files in the thread that sends a batch."""
+    from multiprocessing import reduction
+
+    def dumps(batch):
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    reduction.ForkingPickler.dumps = dumps
+
+
+def fail_to_share(i):
+    """The same in the thread that hands out shared memory."""
+    from multiprocessing import connection
+
+    def accept(self):
+        time.sleep(0.1)
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    connection.Listener.accept = accept
+
+
+@pytest.mark.parametrize("fail", [fail_to_send, fail_to_share])
+def test_a_loader_process_that_cannot_send_its_batches_is_not_waited_for(fail, allotted, capfd):
+    allotted()
+    with pytest.raises((RuntimeError, OSError)) as caught:
+        list(load(Images(fail), 1))
+    assert cli.shortage(caught.value) == cli.TOO_MANY_FILES
+    assert capfd.readouterr().err == ""

@@ -1,5 +1,4 @@
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -8,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from synthetic import CPU, assert_same_training, fit, make_args, make_loaders, make_model, vector
+from synthetic import CPU, assert_same_training, environment, fit, make_args, make_loaders, make_model, vector
 
 import train
 from common import checkpoint, device, resume, runlog
@@ -277,7 +276,7 @@ def test_a_gpu_computes_what_the_cpu_does(tmp_path):
 def launch(script, *arguments, processes=2):
     """Run a Python script that imports the project and the tests' helpers, by torchrun on the CPU."""
     root = Path(__file__).parent.parent
-    env = {**os.environ, "PYTHONPATH": f"{root}:{root / 'tests'}", "OMP_NUM_THREADS": "1"}
+    env = environment(root, root / "tests", OMP_NUM_THREADS="1")
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
     return subprocess.run([*torchrun, script, *arguments], env=env, timeout=120, capture_output=True, text=True)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import synthetic
 import torch
-from synthetic import make_args, make_loaders, make_model
+from synthetic import environment, make_args, make_loaders, make_model
 
 import train
 from common import checkpoint, device, resume, signals
@@ -177,7 +177,7 @@ def test_processes_of_torchrun_save_at_the_same_step(tmp_path):
         "log, train._step = [], interrupted\n"
         f"cli.run(lambda: synthetic.fit(sys.argv[1], *{flags}) and None)\n"
     )
-    env = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"}
+    env = environment(ROOT, ROOT / "tests", OMP_NUM_THREADS="1")
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", script]
     for logdir, rank in (("whole", "none"), ("cut", "1"), ("cut", "none")):
         done = subprocess.run(
@@ -199,7 +199,7 @@ with lock.held(Path(sys.argv[1]), "--logdir"):
 
 
 def test_a_second_run_on_a_log_folder_names_the_first(tmp_path):
-    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    env = environment(ROOT)
     command = [sys.executable, "-c", HOLDER, tmp_path]
     with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True) as first:
         assert first.stdout.readline() == "held\n"

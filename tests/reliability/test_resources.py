@@ -1,15 +1,17 @@
 """No disk, no memory, no permission, no folder any more: one line, and what was written before stays of use."""
 
 import os
+import shlex
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from synthetic import make_args, make_loaders, make_model
 
 import train
-from common import checkpoint, device
+from common import checkpoint, cli, device, files
 from data.cluttered_mnist import generate_data
 from reliability import sandbox
 
@@ -54,15 +56,23 @@ def assert_one_line(outcome, code, *words):
     assert outcome.said.count("\n") == 1 and all(word in outcome.said for word in words), outcome.said
 
 
+def open_full(path, flags, mode, name, open_own=files.open_own):
+    """Open a file of ours, the one of this name on a full disk."""
+    return Path("/dev/full").open(mode) if path.name == f".{name}.part" else open_own(path, flags, mode)
+
+
 @pytest.mark.parametrize("name", ["checkpoint.pth", "best_checkpoint.pth", "stats.csv", "config.json"])
-def test_a_disk_that_is_full_as_a_run_writes(tmp_path, name):
+def test_a_disk_that_is_full_as_a_run_writes(tmp_path, name, monkeypatch):
     """/dev/full stands for it; afterwards the run continues."""
     fit(tmp_path, "-e", 1, "--lr", "1e-9")
     before = (tmp_path / "checkpoint.pth").read_bytes()
     if name == "best_checkpoint.pth":
         (tmp_path / name).unlink()  # it is written again
-    (tmp_path / f".{name}.part").symlink_to("/dev/full")
-    assert_one_line(run_fit(tmp_path, "-e", 2, "--lr", "1e-9"), 1, f"disk full ({tmp_path / name}): free some space")
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "open_own", lambda path, flags, mode: open_full(path, flags, mode, name))
+        assert_one_line(
+            run_fit(tmp_path, "-e", 2, "--lr", "1e-9"), 1, f"disk full ({tmp_path / name}): free some space"
+        )
     if name != "stats.csv":
         assert (tmp_path / "checkpoint.pth").read_bytes() == before
     fit(tmp_path, "-e", 2, "--lr", "1e-9")
@@ -138,3 +148,32 @@ def test_a_batch_that_does_not_fit_into_memory(tmp_path):
         assert_one_line(run_fit(tmp_path, "-e", 2, "-b", 16), 1, "out of memory: use a smaller -b")
     assert (tmp_path / "checkpoint.pth").read_bytes() == before
     fit(tmp_path, "-e", 2, "-b", 8, "--delayed_step", 2)
+
+
+def train_mnist(tmp_path, before):
+    """Train on generated digits with two workers, by a shell that is told something `before`."""
+    if not (tmp_path / "data").exists():
+        assert generate(tmp_path / "data", "--format", "none").code == 0
+    command = f"{shlex.quote(sys.executable)} {shlex.quote(str(ROOT / 'train_mnist.py'))} --data_path data --logdir run"
+    line = f"{before} {command} -e 1 -b 32 --width -4 --receptive_field 9 --workers 2"
+    return subprocess.run(["bash", "-c", line], capture_output=True, text=True, cwd=tmp_path, timeout=60)
+
+
+@pytest.mark.slow
+def test_too_few_files_end_in_one_line_and_the_same_command_continues(tmp_path):
+    """Unless the limit may be raised."""
+    done = train_mnist(tmp_path, "ulimit -n 44;")
+    assert (done.returncode, done.stderr) == (1, f"train_mnist.py: {cli.TOO_MANY_FILES}\n")
+    done = train_mnist(tmp_path, "ulimit -S -n 44;")
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.slow
+def test_with_little_shared_memory_no_worker_process_starts(tmp_path):
+    small = "mount -t tmpfs -o size=1m tmpfs /dev/shm"
+    if subprocess.run(["bash", "-c", f"unshare -m {small}"], capture_output=True).returncode:
+        pytest.skip("needs the right to mount a small /dev/shm")
+    done = train_mnist(tmp_path, f'exec unshare -m bash -c \'{small} && "$0" "$@"\'')
+    assert done.returncode == 0
+    assert done.stderr.count("\n") == 1 and "--workers 2: /dev/shm has 1 MB left" in done.stderr
+    assert "going on with 0" in done.stderr

@@ -1,0 +1,165 @@
+"""What every command shares: streams that are closed or unread, shortages in one line, progress without a terminal."""
+
+import errno
+import io
+import os
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from common import cli
+
+ROOT = Path(__file__).parent.parent
+
+
+def shell(line, tmp_path, script):
+    """Run a script that may import the project; `line` has a {} for its command."""
+    (tmp_path / "job.py").write_text(f"import sys\nsys.path.insert(0, {str(ROOT)!r})\nfrom common import cli\n{script}")
+    command = f"{shlex.quote(sys.executable)} {shlex.quote(str(tmp_path / 'job.py'))}"
+    return subprocess.run(
+        ["bash", "-c", line.format(command)], capture_output=True, text=True, cwd=tmp_path, timeout=60
+    )
+
+
+PRINT_MUCH = """
+import multiprocessing
+def chat():
+    for i in range(20000):
+        print("line", i)
+        print("line", i, file=sys.stderr)
+def main():
+    chat()
+    child = multiprocessing.get_context("fork").Process(target=chat)
+    child.start(), child.join()
+    open("done", "w").write(str(child.exitcode))
+    return 1
+cli.run(main)
+"""
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "{} >&-",
+        "{} 2>&-",
+        "{} <&- >&- 2>&-",
+        "{} 2>&1 | head -1",
+        "{} 2>&1 >/dev/null | head -1",
+        "PYTHONUNBUFFERED=1 {} | head -1",
+    ],
+)
+def test_a_stream_that_is_closed_or_has_lost_its_reader_stops_nothing(line, tmp_path):
+    done = shell(f"set -o pipefail; {line}", tmp_path, PRINT_MUCH)
+    assert done.returncode == 1
+    assert (tmp_path / "done").read_text() == "0"
+    assert "Error" not in done.stdout + done.stderr
+
+
+def test_with_stderr_closed_nothing_is_printed_into_a_file_that_is_opened_next(tmp_path):
+    script = """
+import os
+def main():
+    with open("data", "w") as file:
+        os.write(2, b"a warning of a C library")
+        print("for stderr", file=sys.stderr)
+        file.write("data")
+cli.run(main)
+"""
+    done = shell("{} 2>&-", tmp_path, script)
+    assert (done.returncode, done.stdout) == (0, "")
+    assert (tmp_path / "data").read_text() == "data"
+
+
+def test_streams_that_are_read_get_everything(tmp_path):
+    done = shell("{}", tmp_path, "cli.run(lambda: print('ä out', flush=True) or print('err', file=sys.stderr) or 3)")
+    assert (done.returncode, done.stdout, done.stderr) == (3, "ä out\n", "err\n")
+
+
+def test_on_windows_every_command_says_what_to_do():
+    """Windows has no fcntl."""
+    for script in ("train_mnist.py", "predict_saliency.py", "data/cluttered_mnist/generate_data.py"):
+        program = f"import sys, runpy; sys.modules['fcntl'] = None; sys.path.insert(0, {str(ROOT)!r})\n"
+        program += f"runpy.run_path({str(ROOT / script)!r}, run_name='__main__')"
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+        expected = "this software runs on Linux and macOS; on Windows use WSL\n"
+        assert (done.returncode, done.stdout, done.stderr) == (2, "", expected)
+
+
+def test_pictures_are_drawn_whatever_backend_a_notebook_exports():
+    program = "import common, matplotlib.pyplot as plt; plt.plot([1]); print(plt.get_backend())"
+    env = {**os.environ, "MPLBACKEND": "module://no_such_package.backend_inline"}
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=env, capture_output=True, text=True)
+    assert (done.stdout.lower(), done.stderr) == ("agg\n", "")
+
+
+@pytest.mark.parametrize(
+    ("error", "ways_out"),
+    [
+        (
+            RuntimeError("unable to allocate shared memory(shm) for file </torch_1>: No space left on device (28)"),
+            "/dev/shm",
+        ),
+        (RuntimeError("unable to write to file </torch_1_2_3>: No space left on device (28)"), "--shm-size"),
+        (
+            RuntimeError("unable to open shared memory object </torch_1_2> in read-write mode: Permission denied"),
+            "/dev/shm",
+        ),
+        (RuntimeError("DataLoader worker (pid 7) is killed by signal: Bus error. It is possible"), "--workers 0"),
+        (RuntimeError("unable to open shared memory object </torch_1_2>: Too many open files (24)"), "ulimit -n"),
+        (RuntimeError("received 0 items of ancdata"), "ulimit -n"),
+        (RuntimeError("DataLoader worker (pid(s) 7, 8) exited unexpectedly"), "ulimit -n"),
+        (OSError(errno.EMFILE, os.strerror(errno.EMFILE)), "ulimit -n"),
+        (OSError(errno.EMFILE, os.strerror(errno.EMFILE), "data.csv"), "fewer --workers"),
+        (OSError("Caught OSError in DataLoader worker process 0.\n[Errno 24] Too many open files"), "ulimit -n"),
+        (ImportError("libz.so: cannot open shared object file: Too many open files"), "ulimit -n"),
+        (OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)), "smaller -b"),
+        (RuntimeError("unable to mmap 80 bytes from file </torch_1>: Cannot allocate memory (12)"), "smaller -b"),
+        (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "), "smaller -b"),
+        (MemoryError(), "smaller -b"),
+    ],
+)
+def test_a_shortage_is_one_line_with_ways_out(error, ways_out, capsys):
+    def main():
+        raise error
+
+    with pytest.raises(SystemExit) as ended:
+        cli.run(main)
+    said = capsys.readouterr().err
+    assert ended.value.code == 1 and said.count("\n") == 1
+    assert ways_out in said
+
+
+@pytest.mark.parametrize("error", [RuntimeError("a bug"), OSError("a bug"), ImportError("no module named x")])
+def test_a_bug_keeps_its_traceback(error):
+    def main():
+        raise error
+
+    with pytest.raises(type(error), match=str(error)):
+        cli.run(main)
+
+
+def test_without_a_terminal_progress_is_told_soon_and_then_seldom(monkeypatch):
+    """The first line does not wait for an item, the next ones say what is left."""
+    assert cli.FIRST_LINE < 10 < cli.LINES
+    monkeypatch.setattr(cli, "FIRST_LINE", 0.05)
+    monkeypatch.setattr(cli, "LINES", 0.2)
+    monkeypatch.setattr("sys.stderr", said := io.StringIO())
+
+    def items():
+        time.sleep(0.15)
+        yield from range(2)
+
+    for i in cli.progress(items(), 2, "saliency", "batch"):
+        time.sleep(0.2 if i else 0)
+    assert said.getvalue() == "saliency: 0/2 batch\nsaliency: 1/2 batch, 0:00:00 left\n"
+
+
+def test_what_is_done_soon_makes_no_lines(monkeypatch, capsys):
+    monkeypatch.setattr(cli, "FIRST_LINE", 0.05)
+    assert list(cli.progress(range(3), 3, "work")) == [0, 1, 2]
+    time.sleep(0.1)
+    assert capsys.readouterr().err == ""
