@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -58,6 +59,17 @@ def test_a_run_resumed_from_any_epoch_equals_the_uninterrupted_one(tmp_path):
         last = [f"{split}_{name}" for split in ("train", "test") for name in train.SPLIT_COLUMNS]
         again.loc[stop - 1, last] = kept.loc[stop - 1, last]  # evaluated there as the last epoch of its run
         pd.testing.assert_frame_equal(kept, again)
+
+
+def test_a_log_folder_of_an_earlier_version_continues(tmp_path):
+    """It was stopped in the second epoch of three, when resume.py and runlog.py wrote the folder."""
+    flags = ("--width", "-4", "--dropout", "-e", 3)
+    old = shutil.copytree(Path(__file__).parent / "reference" / "run_7a45ba7", tmp_path / "old")
+    continued, _ = fit(old, *flags)
+    whole, _ = fit(tmp_path / "whole", *flags)
+    torch.testing.assert_close(vector(continued), vector(whole), rtol=1e-3, atol=1e-4)  # another machine's rounding
+    expected, found = (stats(logdir).drop(columns=TIMINGS) for logdir in (tmp_path / "whole", old))
+    pd.testing.assert_frame_equal(expected, found, rtol=1e-3)
 
 
 def test_workers_and_resuming_do_not_touch_dropout(tmp_path):
