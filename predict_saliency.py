@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 import models
-from common import checkpoint, cli, device, lock, metrics, pictures, runlog
+from common import checkpoint, cli, device, lock, metrics, pictures, runfolder
 from common.errors import BadInput, WorkFailed
 from common.files import (
     atomic_open,
@@ -46,7 +46,7 @@ OUTCOMES = {  # (label, prediction) -> row of the contact sheet, as in figures 1
 
 def parse_args(argv=None):
     parser = cli.ArgumentParser(description=f"{__doc__} Network and --data_scaling are the run's; no flag is needed.")
-    runlog.add_logdir_flag(parser)
+    runfolder.add_logdir_flag(parser)
     parser.add_argument("--datatype", choices=DATA, required=True, help="what the network was trained on")
     parser.add_argument("--split", choices=["train", "val", "test"], default="val", help="images to explain")
     parser.add_argument("--overlays", type=cli.natural, default=16, help="how many overlay_{i}.png to write")

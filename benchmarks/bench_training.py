@@ -129,18 +129,25 @@ def baseline(images: Images, field: str, width: int, precision: str) -> Version:
 def ours(images: Images, field: str, width: int, name: str, flags: list[str]) -> Version:
     """train.py's own loop, with these flags."""
     args = images.train_args(*flags)
-    run = train.start(make_network(field, width), args, images.where)
+    learner = train.start(make_network(field, width), args, images.where)
     n = STEPS * images.batch_size
     loaders = make_loaders(dataset.load_splits(args), args, images.where, np.arange(n), shuffles(n, seed=0))
     one = EpochBatches(lambda _: np.arange(images.batch_size), images.batch_size, images.batch_size)
     in_memory = Loaders([images.batch], one, {}, "")
     return Version(
         name,
-        lambda: train.train_epoch(run, loaders, 0),
-        lambda: train.train_epoch(run, in_memory, 0),
-        (run.model, run.optimizer),
+        lambda: train_epoch(learner, loaders),
+        lambda: train_epoch(learner, in_memory),
+        (learner.model, learner.optimizer),
         args.precision,
     )
+
+
+def train_epoch(learner: train.Learner, loaders: Loaders) -> None:
+    """Take an epoch's steps."""
+    learner.model.train()
+    for batches in loaders.steps(epoch=0, accumulation=1):
+        train.step(learner, batches)
 
 
 def make_network(field: str, width: int):

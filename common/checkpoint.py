@@ -65,6 +65,14 @@ def _name(value):
     return f"a {'.'.join(value.kind) if isinstance(value, torch_format.Foreign) else type(value).__name__}"
 
 
+def load_state(part, state, path: Path) -> None:
+    """Load what state_dict() of a network, an optimiser or the like gave. BadInput when weights do not fit."""
+    if isinstance(part, nn.Module):
+        load_weights(part, state, path)
+    else:
+        part.load_state_dict(state)
+
+
 def load_weights(model: nn.Module, state: dict, path: Path) -> None:
     """Load a state_dict, without its wrappers' prefixes. BadInput names the first parameter that does not fit."""
     for _ in WRAPPERS * 2:

@@ -50,15 +50,27 @@ class ArgumentParser(argparse.ArgumentParser):
     def __init__(self, **kwargs):
         super().__init__(formatter_class=HelpFormatter, allow_abbrev=False, **kwargs)
 
+    def parse_args(self, args=None, namespace=None):
+        """The flags; `neutral` holds the names of those that change no weight."""
+        parsed = super().parse_args(args, namespace)
+        parsed.neutral = frozenset(action.dest for action in self._actions if getattr(action, "neutral", False))
+        return parsed
+
     def error(self, message):
         self.exit(2, f"{self.prog}: {message}\n")
+
+
+def neutral(action: argparse.Action) -> argparse.Action:
+    """Mark a flag that changes no weight: a run is continued with another value of it."""
+    action.neutral = True
+    return action
 
 
 def add_workers_flag(parser, default=None, help="worker processes"):
     """Declare `--workers`, also known as `--n_workers`, wherever a command uses processes."""
     cores = limits.cores()
     default = cores if default is None else min(default, cores)
-    parser.add_argument("--workers", "--n_workers", dest="workers", type=natural, default=default, help=help)
+    neutral(parser.add_argument("--workers", "--n_workers", dest="workers", type=natural, default=default, help=help))
 
 
 def path(text: str) -> Path:
@@ -112,8 +124,8 @@ def run(main) -> None:
 
     Errors of the user's making are one line on stderr; anything unforeseen keeps its traceback.
     """
-    handler, hook, others = signals.listen(signal.SIGTERM), sys.unraisablehook, multiprocessing.active_children()
-    sys.unraisablehook = signals.send_again
+    handler, hook, others = signals.install(signal.SIGTERM), sys.unraisablehook, multiprocessing.active_children()
+    sys.unraisablehook = signals.resend_if_swallowed
     limits.allow_many_files()
     streams.outlast_readers()
     sys.stdout.reconfigure(errors="backslashreplace")  # a name that the terminal cannot show is no error
@@ -122,7 +134,7 @@ def run(main) -> None:
     except KeyboardInterrupt:
         _leave(_complain("interrupted; the same command continues", 130))
     except (signals.Terminated, Exception) as error:
-        if not signals.told() and not isinstance(error, signals.Terminated):
+        if not signals.terminating() and not isinstance(error, signals.Terminated):
             raise
         _leave(_complain("terminated; the same command continues", 143))
     finally:
@@ -153,7 +165,7 @@ def _exit_code(main):
         if "is killed by signal: Terminated" in str(error):  # a loader process was told before this one
             raise signals.Terminated from None
         message = shortage(error)
-        if message and not signals.told():
+        if message and not signals.terminating():
             return _complain(message, 1)
         if isinstance(error, OSError):
             return _os_error(error)

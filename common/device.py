@@ -19,7 +19,9 @@ PRECISIONS = {"float32": None, "tf32": None, "fp16": torch.float16, "bf16": torc
 
 def add_flags(parser) -> None:
     """Declare `--device`, `--precision` and `--deterministic`."""
-    parser.add_argument("--device", default="auto", help="auto (a GPU where there is one), cpu, cuda or cuda:N")
+    cli.neutral(
+        parser.add_argument("--device", default="auto", help="auto (a GPU where there is one), cpu, cuda or cuda:N")
+    )
     parser.add_argument(
         "--precision",
         choices=PRECISIONS,
@@ -27,8 +29,10 @@ def add_flags(parser) -> None:
         help="float32 computes as the paper did; tf32, fp16 (with loss scaling) and bf16 are less exact and, on "
         "a GPU, faster (a CPU emulates tf32, slowly)",
     )
-    parser.add_argument(
-        "--deterministic", action="store_true", help="on a GPU: the same bits in every run, at some cost in speed"
+    cli.neutral(
+        parser.add_argument(
+            "--deterministic", action="store_true", help="on a GPU: the same bits in every run, at some cost in speed"
+        )
     )
 
 
@@ -124,12 +128,12 @@ def share_gradients(model: torch.nn.Module, device: torch.device) -> torch.nn.Mo
     return DistributedDataParallel(model, devices, gradient_as_bucket_view=True)
 
 
-def agree(wish: int) -> int:
+def max_over_processes(wish: int) -> int:
     """The largest wish of all processes, without waiting for a GPU."""
     if world_size() == 1:
         return wish
     wishes = torch.tensor([wish])
-    with others_needed():
+    with peers_must_live():
         dist.all_reduce(wishes, dist.ReduceOp.MAX, group=_messages())
     return int(wishes)
 
@@ -143,7 +147,7 @@ def _messages():
 def sum_over_processes(tensor: torch.Tensor) -> None:
     """Replace the tensor by its sum over all processes."""
     if world_size() > 1:
-        with others_needed():
+        with peers_must_live():
             dist.all_reduce(tensor)
 
 
@@ -152,12 +156,12 @@ def gather_arrays(array: np.ndarray) -> np.ndarray:
     if world_size() == 1:
         return array
     parts = [None] * world_size()
-    with others_needed():
+    with peers_must_live():
         dist.all_gather_object(parts, array, group=_messages())
     return np.concatenate(parts)
 
 
-def leave() -> None:
+def end_processes() -> None:
     """End the group of processes that select() joined, if any; all of them call this at the end of their work."""
     if dist.is_initialized():
         _messages.cache_clear()
@@ -165,7 +169,7 @@ def leave() -> None:
 
 
 @contextlib.contextmanager
-def others_needed():
+def peers_must_live():
     """WorkFailed when another process, which has said why, has ended."""
     try:
         yield

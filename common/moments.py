@@ -10,9 +10,16 @@ class GradientVariance:
     Steps whose gradients are not finite do not count: the loss scaler of fp16 skips them.
     """
 
-    def __init__(self, model: nn.Module, state: dict | None = None):
-        """Begin, or go on from the state of a variance of the same network."""
+    def __init__(self, model: nn.Module):
         self.parameters = dict(model.named_parameters())
+        self.load_state_dict(None)
+
+    def state_dict(self) -> dict:
+        """Tensors and plain types, to go on from."""
+        return {"steps": self.steps, "mean": self.mean, "squares": self.squares}
+
+    def load_state_dict(self, state: dict | None) -> None:
+        """Go on from the state of a variance of the same network, or begin anew."""
         self.mean = {name: torch.zeros_like(p) for name, p in self.parameters.items()}
         self.squares = {name: torch.zeros_like(p) for name, p in self.parameters.items()}
         self.steps = 0
@@ -21,10 +28,6 @@ class GradientVariance:
             for name in self.parameters:
                 self.mean[name].copy_(state["mean"][name])
                 self.squares[name].copy_(state["squares"][name])
-
-    def state(self) -> dict:
-        """Tensors and plain types, to go on from."""
-        return {"steps": self.steps, "mean": self.mean, "squares": self.squares}
 
     def add(self) -> None:
         """Count the present gradients as one step."""

@@ -20,36 +20,36 @@ INTERRUPTS = (KeyboardInterrupt, Terminated)
 
 class _State:
     process: int | None = None  # the one that is to be told, not those forked from it
-    told = False  # whether Terminated was raised
+    terminating = False  # whether Terminated was raised
     deferring = False
-    noted = 0  # the first signal that arrived while deferring
-    heeded = -REPEAT  # when a signal was last noted or acted on, by the monotonic clock
+    pending = 0  # the first signal that arrived while deferring
+    last_seen = -REPEAT  # when a signal was last acted on, by the monotonic clock
 
 
-def listen(number: int):
+def install(number: int):
     """Let `_receive` handle a signal of this process; returns the handler before it."""
-    _State.process, _State.told, _State.heeded = os.getpid(), False, -REPEAT
+    _State.process, _State.terminating, _State.last_seen = os.getpid(), False, -REPEAT
     return signal.signal(number, _receive)
 
 
-def noted() -> int:
-    """The number of the signal that waits to be heeded, 0 without one."""
-    return _State.noted
+def pending() -> int:
+    """The number of the signal that waits, 0 without one."""
+    return _State.pending
 
 
-def told() -> bool:
+def terminating() -> bool:
     """Whether the process has been told to end."""
-    return _State.told
+    return _State.terminating
 
 
 @contextlib.contextmanager
 def deferred(*names: str):
-    """In the block, Ctrl-C, SIGTERM and the named signals are noted; a second one ends the work at once."""
+    """In the block, Ctrl-C, SIGTERM and the named signals wait; a second one ends the work at once."""
     numbers = {signal.SIGTERM, *(signal.Signals[f"SIG{name}"] for name in names)}
     if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:  # as in a shell's background jobs
         numbers.add(signal.SIGINT)
-    before = {number: listen(number) for number in numbers}
-    _State.deferring, _State.noted = True, 0
+    before = {number: install(number) for number in numbers}
+    _State.deferring, _State.pending = True, 0
     try:
         yield
     finally:
@@ -58,24 +58,24 @@ def deferred(*names: str):
             signal.signal(number, handler or signal.SIG_DFL)
 
 
-@contextlib.contextmanager
-def immediate():
-    """In a block within `deferred`, a signal ends the work at once, also one that was noted before."""
+def release() -> None:
+    """Within `deferred`, let signals end the work at once, also one that is pending."""
     _State.deferring = False
-    if _State.noted:
-        stop(_State.noted)
-    try:
-        yield
-    finally:
-        _State.deferring = True
+    if _State.pending:
+        raise_for(_State.pending)
 
 
-def stop(number: int) -> None:
+def defer() -> None:
+    """Let signals wait again after `release`."""
+    _State.deferring = True
+
+
+def raise_for(number: int) -> None:
     """Raise what a signal means: KeyboardInterrupt or Terminated."""
-    _State.heeded = time.monotonic()
+    _State.last_seen = time.monotonic()
     if number == signal.SIGINT:
         raise KeyboardInterrupt
-    _State.told = True
+    _State.terminating = True
     signal.signal(signal.SIGCHLD, lambda *_: None)  # else torch reports that its loader processes were told too
     raise Terminated
 
@@ -84,27 +84,27 @@ def _receive(number, frame):
     if os.getpid() != _State.process:  # just forked
         signal.signal(number, signal.SIG_DFL)
         os.kill(os.getpid(), number)
-    elif time.monotonic() - _State.heeded < REPEAT:
+    elif time.monotonic() - _State.last_seen < REPEAT:
         pass
-    elif _State.deferring and not _State.noted:
-        _State.noted, _State.heeded = number, time.monotonic()
+    elif _State.deferring and not _State.pending:
+        _State.pending, _State.last_seen = number, time.monotonic()
     else:
-        stop(number)
+        raise_for(number)
 
 
-def serve_on(worker: int = 0) -> None:
-    """In a loader process: what all processes are sent is the main one's to heed, which may need another batch."""
+def ignore_in_worker(worker: int = 0) -> None:
+    """Loader processes ignore signals sent to the group; the main process may still need a batch."""
     for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(GRACE))
     signal.signal(signal.SIGBUS, signal.SIG_DFL)  # of full shared memory, which the main process reports
 
 
-def send_again(unraisable) -> None:
+def resend_if_swallowed(unraisable) -> None:
     """When a signal's exception comes up in a destructor, where Python drops exceptions, send the signal once more."""
     number = {KeyboardInterrupt: signal.SIGINT, Terminated: signal.SIGTERM}.get(unraisable.exc_type)
     if number is None:
         sys.__unraisablehook__(unraisable)
     else:
-        _State.heeded = -REPEAT
+        _State.last_seen = -REPEAT
         threading.Timer(0.1, os.kill, (os.getpid(), number)).start()

@@ -25,10 +25,16 @@ PAPER_TRAIN_SIZE = 11276
 
 def add_flags(parser, batch_size: int = 32) -> None:
     """Declare `-b`, `--workers` and `--verify`."""
-    parser.add_argument("-b", "--batch_size", type=cli.positive, default=batch_size, help="images per batch")
+    cli.neutral(
+        parser.add_argument("-b", "--batch_size", type=cli.positive, default=batch_size, help="images per batch")
+    )
     cli.add_workers_flag(parser, 4, help="processes that read or render images, 0 = none")
-    parser.add_argument(
-        "--verify", action="store_true", help="first check every file of the data against its checksum in manifest.json"
+    cli.neutral(
+        parser.add_argument(
+            "--verify",
+            action="store_true",
+            help="first check every file of the data against its checksum in manifest.json",
+        )
     )
 
 
@@ -140,6 +146,37 @@ class EpochBatches:
 
 
 @dataclass
+class Step:
+    """The batches of one optimiser step of `n_images` in all processes.
+
+    Yields: images (b, C, H, W), labels (b,), how many of them count, whether the batch is the step's last.
+    """
+
+    batches: Iterator
+    shares: list[int]
+    n_images: int
+
+    def __iter__(self):
+        for number, share in enumerate(self.shares, 1):
+            yield *next(self.batches), share, number == len(self.shares)
+
+
+class Steps:
+    """The steps of an epoch from one on."""
+
+    def __init__(self, loader: DataLoader, groups: list):
+        self.loader, self.groups = loader, groups
+
+    def __len__(self) -> int:
+        return len(self.groups)
+
+    def __iter__(self) -> Iterator[Step]:
+        batches = iter(self.loader)
+        for shares, n_images in self.groups:
+            yield Step(batches, shares, n_images)
+
+
+@dataclass
 class Loaders:
     """What `train.fit` reads: `train` draws by `batches`; `evaluation` maps eval, train and test to ordered loaders."""
 
@@ -148,6 +185,16 @@ class Loaders:
     evaluation: dict[str, DataLoader]
     fingerprint: str
     epoch_factor: int = 1
+
+    @property
+    def n_images(self) -> int:
+        """Training images of an epoch."""
+        return self.batches.length
+
+    def steps(self, epoch: int, accumulation: int, first: int = 0) -> Steps:
+        """An epoch's optimiser steps over `accumulation` batches each, without the first ones."""
+        self.batches.epoch, self.batches.first = epoch, first * accumulation
+        return Steps(self.train, list(self.batches.groups(accumulation))[first:])
 
 
 def make_loaders(
@@ -240,7 +287,7 @@ def affordable_workers(wanted: int, batch_bytes: int, n_loaders: int) -> int:
 
 def _start_worker(worker):
     """Let a loader process end when a thread that sends its batches fails, else the main one would wait for ever."""
-    signals.serve_on()
+    signals.ignore_in_worker()
     sys.excepthook = lambda kind, error, trace: _end_worker(error)  # of the thread that hands out shared memory
     multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(lambda error, batch: _end_worker(error))
 

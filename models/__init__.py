@@ -3,6 +3,7 @@
 import argparse
 from dataclasses import asdict, dataclass
 
+from common import cli
 from common.errors import BadInput
 from models.bagnet import BLOCKS, KERNEL3_BY_RECEPTIVE_FIELD, BagNet, receptive_field
 from models.classifier import NeedleClassifier
@@ -132,8 +133,9 @@ def add_flags(parser: argparse.ArgumentParser, receptive_field: int = 33, poolin
         action="store_true",
         help="drop 20 %% of the channels in the first block of each stage",
     )
-    group.add_argument("--network_k", help=argparse.SUPPRESS)  # accepted without effect, as are two classes
-    group.add_argument("--num_classes", type=int, choices=[2], default=2, help=argparse.SUPPRESS)
+    # accepted without effect, as are two classes
+    cli.neutral(group.add_argument("--network_k", help=argparse.SUPPRESS))
+    cli.neutral(group.add_argument("--num_classes", type=int, choices=[2], default=2, help=argparse.SUPPRESS))
 
 
 def read_config(config: dict, first_release: bool, path) -> ModelConfig:

@@ -5,6 +5,7 @@ import torch
 from synthetic import make_args, make_model
 
 import train
+from data.loaders import Step
 from models import background
 from models.saliency import saliency_maps
 
@@ -33,8 +34,8 @@ def test_the_device_refuses_what_is_elsewhere():
 @pytest.mark.parametrize("flags", [("--opt", "momentum"), ("--opt", "adam"), ("--checkpoint_activations",)])
 def test_training_steps_stay_on_the_device(pooling, flags):
     run = make_run("--pooling", pooling, *flags)
-    counts = train._accumulate(run, torch.rand(4, 1, 24, 24), torch.tensor([0, 1, 0, 1]), share=3, n_images=3)
-    train._step(run, None)
+    batch = torch.rand(4, 1, 24, 24), torch.tensor([0, 1, 0, 1])
+    counts = train.step(run, Step(iter([batch]), [3], 3))
     moments = [value for state in run.optimizer.state.values() for value in state.values() if value.dim()]
     assert {t.device for t in (counts, *run.model.parameters(), *moments)} == {META}
 

@@ -1,14 +1,15 @@
 import pytest
 
+import train
 from common.errors import BadInput
-from common.runlog import write_stats
+from common.files import write_csv
 from experiments import plot_curves
 
 
 def test_curves_hold_every_value_of_the_stats(tmp_path):
     rows = [{"epoch": 1, "train_running_acc": 0.5, "eval_acc": 0.6, "test_acc": 0.55}]
     rows.append({"epoch": 2, "train_running_acc": 0.7, "eval_acc": 0.58})  # no test evaluation
-    write_stats(tmp_path / "stats.csv", rows)
+    write_csv(tmp_path / "stats.csv", rows, train.COLUMNS)
     curves = plot_curves.read_curves([tmp_path]).set_index(["split", "epoch"]).accuracy
     assert curves.to_dict() == {
         **{("training (running)", 1): 0.5, ("training (running)", 2): 0.7},

@@ -43,11 +43,13 @@ def add_flags(parser) -> None:
         default=1.0,
         help="zoom every nMNIST image by this factor at reading (cubic spline)",
     )
-    parser.add_argument(
-        "--source",
-        choices=("auto", "recipe", "files"),
-        default="auto",
-        help="compose nMNIST images from the recipe or read the .npz files, which is equal; auto: the recipe if any",
+    cli.neutral(
+        parser.add_argument(
+            "--source",
+            choices=("auto", "recipe", "files"),
+            default="auto",
+            help="compose nMNIST images from the recipe or read the .npz files, which is equal; auto: a recipe if any",
+        )
     )
 
 

@@ -12,7 +12,7 @@ import torch
 from synthetic import environment, make_args, make_loaders, make_model
 
 import train
-from common import checkpoint, device, resume, signals
+from common import checkpoint, device, runfolder, signals
 from common.errors import BadInput, WorkFailed
 from reliability.harness import assert_same_run
 
@@ -50,12 +50,12 @@ def interrupt_at(monkeypatch, name, call, number=signal.SIGTERM):
 @pytest.mark.parametrize(
     ("function", "call", "position"),
     [
-        ("_step", 1, (0, 1)),
-        ("_accumulate", 6, (0, 3)),  # in the middle of a step
-        ("_step", 4, (0, 4)),
+        ("step", 1, (0, 1)),
+        ("confusion", 6, (0, 3)),  # in the middle of a step
+        ("step", 4, (0, 4)),
         ("evaluate", 2, (0, 4)),
-        ("_epoch_line", 1, (1, 1)),
-        ("_step", 7, (1, 3)),
+        ("say_epoch", 1, (1, 1)),
+        ("step", 7, (1, 3)),
     ],
 )
 def test_after_sigterm_it_continues_from_the_step_it_had_reached(
@@ -74,7 +74,7 @@ def test_after_sigterm_it_continues_from_the_step_it_had_reached(
 def test_in_fp16_it_continues_where_the_loss_scaler_has_skipped_every_step_so_far(tmp_path, monkeypatch):
     flags = ("--precision", "fp16", "-e", 1)
     fit(tmp_path / "whole", *flags)
-    interrupt_at(monkeypatch, "_step", 1)
+    interrupt_at(monkeypatch, "step", 1)
     with pytest.raises(signals.Terminated):
         fit(tmp_path / "cut", *flags)
     monkeypatch.undo()
@@ -87,7 +87,7 @@ def test_in_fp16_it_continues_where_the_loss_scaler_has_skipped_every_step_so_fa
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGUSR1])
 def test_ctrl_c_and_the_signal_of_the_flag_save_too(tmp_path, monkeypatch, capsys, number):
     monkeypatch.setattr(signal, "getsignal", lambda _: signal.default_int_handler)  # ignored in background jobs
-    interrupt_at(monkeypatch, "_step", 3, number)
+    interrupt_at(monkeypatch, "step", 3, number)
     with pytest.raises(KeyboardInterrupt if number == signal.SIGINT else signals.Terminated):
         fit(tmp_path, "--signal", "USR1")
     assert f"{tmp_path}: saved in epoch 1 after step 3" in capsys.readouterr().out
@@ -96,7 +96,7 @@ def test_ctrl_c_and_the_signal_of_the_flag_save_too(tmp_path, monkeypatch, capsy
 def test_a_second_signal_ends_the_step_at_once_and_the_checkpoint_before_stays(tmp_path, monkeypatch):
     fit(tmp_path, "-e", 1)
     monkeypatch.setattr(signals, "REPEAT", 0)  # the second one comes later, then
-    interrupt_at(monkeypatch, "_accumulate", 2)
+    interrupt_at(monkeypatch, "confusion", 2)
     with pytest.raises(signals.Terminated):
         fit(tmp_path, "-e", 2)
     assert checkpoint.load(tmp_path / "checkpoint.pth")["progress"]["steps"] == 0
@@ -104,7 +104,7 @@ def test_a_second_signal_ends_the_step_at_once_and_the_checkpoint_before_stays(t
 
 def test_checkpoints_in_the_middle_of_an_epoch_come_by_the_clock(tmp_path, monkeypatch):
     saved = []
-    monkeypatch.setattr(resume.checkpoint, "save", lambda path, content, keep=None: saved.append(content))
+    monkeypatch.setattr(runfolder.checkpoint, "save", lambda path, content, keep=None: saved.append(content))
     fit(tmp_path / "often", "-e", 1, "--checkpoint_minutes", 1e-9)
     assert [content["progress"]["steps"] for content in saved if "progress" in content] == [1, 2, 3, 4, 0]
     saved.clear()
@@ -115,7 +115,7 @@ def test_checkpoints_in_the_middle_of_an_epoch_come_by_the_clock(tmp_path, monke
 @pytest.mark.parametrize("damage", ["flipped", "truncated", "empty", "missing"])
 def test_a_damaged_checkpoint_falls_back_to_the_one_before_it(whole, tmp_path, capsys, damage):
     with pytest.MonkeyPatch.context() as patch, pytest.raises(signals.Terminated):
-        interrupt_at(patch, "_step", 6)
+        interrupt_at(patch, "step", 6)
         fit(tmp_path, *FLAGS)
     latest = tmp_path / "checkpoint.pth"
     content = latest.read_bytes()
@@ -138,7 +138,7 @@ def test_a_damaged_checkpoint_never_takes_the_place_of_the_good_one_before_it(tm
     fit(tmp_path, "-e", 2)
     good = (tmp_path / "checkpoint.previous.pth").read_bytes()
     (tmp_path / "checkpoint.pth").write_bytes(b"damaged")
-    interrupt_at(monkeypatch, "_step", 1)
+    interrupt_at(monkeypatch, "step", 1)
     with pytest.raises(signals.Terminated):
         fit(tmp_path, "-e", 2)
     assert (tmp_path / "checkpoint.previous.pth").read_bytes() == good
@@ -149,13 +149,14 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path, monkeypatch):
     """The loss of the last step before a checkpoint was finite, its gradient was not."""
     fit(tmp_path, "-e", 1, "--precision", "bf16")
     before = (tmp_path / "checkpoint.pth").read_bytes()
-    step = train._step
+    step = train.step
 
-    def overflow(run, variance):
-        step(run, variance)
-        next(run.model.parameters()).data[0] = float("inf")
+    def overflow(learner, batches):
+        sums = step(learner, batches)
+        next(learner.model.parameters()).data[0] = float("inf")
+        return sums
 
-    monkeypatch.setattr(train, "_step", overflow)
+    monkeypatch.setattr(train, "step", overflow)
     said = r"epoch 2, step 1: the weights are not finite; lower --lr or take --precision float32 in a new --logdir"
     with pytest.raises(WorkFailed, match=said):
         fit(tmp_path, "-e", 2, "--checkpoint_minutes", 1e-9, "--precision", "bf16")
@@ -169,12 +170,13 @@ def test_processes_of_torchrun_save_at_the_same_step(tmp_path):
     script = tmp_path / "job.py"
     script.write_text(
         "import os, signal, sys, synthetic, train\nfrom common import cli\n"
-        "step = train._step\n"
-        "def interrupted(run, variance):\n"
-        "    if sys.argv[2] == os.environ['RANK'] and run.progress.steps == 0 and len(log) == 5:\n"
+        "step = train.step\n"
+        "def interrupted(learner, batches):\n"
+        "    if sys.argv[2] == os.environ['RANK'] and len(log) == 5:\n"
         "        for _ in range(3): os.kill(os.getpid(), signal.SIGTERM)\n"
-        "    log.append(step(run, variance))\n"
-        "log, train._step = [], interrupted\n"
+        "    log.append(step(learner, batches))\n"
+        "    return log[-1]\n"
+        "log, train.step = [], interrupted\n"
         f"cli.run(lambda: synthetic.fit(sys.argv[1], *{flags}) and None)\n"
     )
     env = environment(ROOT, ROOT / "tests", OMP_NUM_THREADS="1")

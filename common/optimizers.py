@@ -1,0 +1,40 @@
+"""Optimisers as a checkpoint holds them."""
+
+import torch
+
+MOMENTS = {
+    torch.optim.RMSprop: {"square_avg"},
+    torch.optim.SGD: {"momentum_buffer"},
+    torch.optim.Adam: {"exp_avg", "exp_avg_sq"},
+}
+
+
+class Resumable:
+    """An optimiser whose moments are saved and restored; learning rate and the like stay what the flags say.
+
+    Args:
+        may_be_empty: whether it can have taken no step yet, as while fp16's loss scaler looks for its scale.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, may_be_empty: bool = False):
+        self.optimizer, self.may_be_empty = optimizer, may_be_empty
+
+    def state_dict(self) -> dict:
+        return self.optimizer.state_dict()
+
+    def load_state_dict(self, saved: dict) -> None:
+        """Load the moments. ValueError when one does not fit its parameter."""
+        if self.may_be_empty and not saved["state"]:
+            return
+        groups = [dict(group) for group in self.optimizer.param_groups]
+        self.optimizer.load_state_dict(saved)
+        for group, own in zip(self.optimizer.param_groups, groups, strict=True):
+            group.update(own)
+            for parameter in group["params"]:
+                self._check(parameter)
+
+    def _check(self, parameter):
+        state = self.optimizer.state[parameter]
+        moments = {name for name, value in state.items() if value.shape == parameter.shape}
+        if not MOMENTS[type(self.optimizer)] <= moments or not state.keys() <= moments | {"step"}:
+            raise ValueError(f"state of {type(self.optimizer).__name__}")
