@@ -51,7 +51,7 @@ class ModelConfig:
 
 
 def build_model(config: ModelConfig) -> NeedleClassifier:
-    """A freshly initialised network that carries its config; the weights hang on torch's global random state."""
+    """A freshly initialised network that carries its config; the weights depend on torch's global random state."""
     extractor = BagNet(config.in_channels, config.kernel3, config.width, config.norm, config.dropout)
     model = NeedleClassifier(extractor, config.pooling)
     model.config = config

@@ -38,12 +38,12 @@ def logits(model: nn.Module, images: Tensor) -> Tensor | None:
 
 
 def applies(model: nn.Module, images: Tensor) -> bool:
-    """Whether network, size, device and arithmetic admit rows and model.background wishes them."""
-    where = images.device.type
-    if model.background == "dense" or (model.background == "auto" and where != "cpu"):
+    """Whether rows are possible (instance norm, no autocast, 11 px or more) and asked for."""
+    kind = images.device.type
+    if model.background == "dense" or (model.background == "auto" and kind != "cpu"):
         return False
     large = min(images.shape[-2:]) >= MIN_SIDE
-    return large and isinstance(model.cnn.bn1, nn.InstanceNorm2d) and not torch.is_autocast_enabled(where)
+    return large and isinstance(model.cnn.bn1, nn.InstanceNorm2d) and not torch.is_autocast_enabled(kind)
 
 
 def stem(cnn, pixels, level):
@@ -127,26 +127,21 @@ def reached(active: Tensor, kernel: int, stride: int = 1, padding: int = 0) -> T
 
 
 class Level:
-    """One feature map's cells and rows: first those of the background, period x period of them, then the active cells'.
-
-    Background cells (y, x) of equal y % period and x % period share a row; in training, all share one.
+    """One feature map's cells and rows: row 0 is that of all background cells, the others are the active cells'.
 
     active (B, h, w): which cells have a row of their own. lookup (B, h * w): the row of each cell.
     place (B, R): a cell of each row. weight (B, R): the cells that a row stands for; 0 in rows that fill up.
     """
 
-    def __init__(self, active: Tensor, period: int = 1):
-        flat, where = active.flatten(1), active.device
-        height, width = active.shape[1:]
-        y, x = torch.arange(height, device=where) % period, torch.arange(width, device=where) % period
-        self.background = period**2  # rows
+    def __init__(self, active: Tensor):
+        flat = active.flatten(1)
         self.active, self.cells = active, flat.shape[1]
-        self.lookup = torch.where(flat, flat.cumsum(dim=1) + (self.background - 1), (y[:, None] * period + x).flatten())
-        self.rows = self.background + int(flat.sum(dim=1).max())
+        self.lookup = flat.cumsum(dim=1) * flat
+        self.rows = 1 + int(flat.sum(dim=1).max())
         ones = torch.ones_like(self.lookup)
         count = ones.new_zeros(len(flat), self.rows).scatter_add_(1, self.lookup, ones)
         self.weight = count.to(torch.get_default_dtype())
-        cells = torch.arange(self.cells, device=where).expand_as(flat)
+        cells = torch.arange(self.cells, device=active.device).expand_as(flat)
         self.place = self.lookup.new_zeros(len(flat), self.rows).scatter_(1, self.lookup, cells)
 
     def to_grid(self, x: Tensor) -> Tensor:
@@ -179,7 +174,7 @@ def _flat(index, n):
 
 
 class _Take(torch.autograd.Function):
-    """take(x, index) for an index (B, M) without repeats but of entry 0, so of a level of period 1.
+    """take(x, index) for an index (B, M) without repeats but of entry 0, the row that all background cells share.
 
     single (B, M): entries whose gradient goes to their own row of x. If `shared`, the others' sum goes to row 0.
     """
@@ -231,6 +226,8 @@ class _WeightedNorm(torch.autograd.Function):
         x, weight, mean, factor, scaled, out = ctx.saved_tensors
         if out is not None:
             grad = torch.ops.aten.threshold_backward(grad, out, 0)
+        # y = s n + t with n = (x - mean) / deviation and rows weighted by w gives, for the gradient g of y,
+        # dx = s / deviation (g - w (sum g + n sum g n)), ds = sum g n, dt = sum g
         normed = (x - mean).mul_(factor)
         total = grad.sum(dim=1, keepdim=True)  # (B, 1, C)
         product = (grad * normed).sum(dim=1, keepdim=True)
