@@ -93,6 +93,8 @@ def main(argv=None):
         paper = report.PAPER_NEGATIVES.get(args.size) if args.level == 3 else None
         name_short_slides(records, args.k)
         report.print_counts(records, f"negatives in {folder}", paper and (paper,), lesions=False)
+        if args.preview:
+            print(f"previews in {folder / 'previews'}")
     report.print_problems(problems, sys.stderr)
     return 1 if problems else 0
 

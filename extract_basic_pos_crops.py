@@ -2,12 +2,14 @@
 training --save_dir crops"""
 
 import argparse
+import os
 import sys
-from collections import Counter
+from collections import Counter, defaultdict
 from pathlib import Path
 
 from common import cli
 from common.errors import BadInput
+from common.files import make_folder, make_subfolder
 from data.camelyon import annotations, crops, extraction, report, slides
 
 NO_LESION = "annotation without a lesion on this level"
@@ -41,7 +43,7 @@ def find_jobs(args) -> tuple[list[extraction.Job], list[str]]:
     """The annotated slides, and a line for each annotation or slide that cannot be used."""
     found = slides.find_slides(args.base_path)
     stages = [folder / "stages.csv" for folder in (args.base_path, args.base_path.absolute().parent)]
-    labels = next((slides.read_labels(path) for path in stages if path.exists()), None)  # of the public bucket
+    labels = next((slides.read_labels(path) for path in stages if os.path.lexists(path)), None)  # of the public bucket
     jobs, problems = [], []
     for name, files in annotations.find_annotations(args.data, found).items():
         try:
@@ -59,16 +61,17 @@ def extract_slide(job: extraction.Job, folder: Path, args) -> dict:
     with slides.Slide(job.path, args.level) as slide:
         mask = annotations.read_mask(job.annotation, slide)
         writer = extraction.CropWriter(folder, job, args.level, slide.mpp)
-        lesions, counts, used = mask.lesions(), Counter(mask.notes), 0
+        lesions, counts, used, misfits = mask.lesions(), Counter(mask.notes), 0, defaultdict(list)
         counts[NO_LESION] = int(not lesions)
         for lesion in lesions:
             found = crops_around(lesion, mask, slide, args)
             if isinstance(found, str):
                 counts[found] += 1
+                misfits[found].append((lesion.area, max(lesion.bottom - lesion.top, lesion.right - lesion.left)))
                 continue
             used += 1
             counts["crop written twice or more, for lack of positions"] += write_crops(lesion, found, writer, job, args)
-    return {"centre": job.centre, "lesions": used, "counts": +counts, "rows": writer.rows}
+    return {"centre": job.centre, "lesions": used, "counts": +counts, "misfits": misfits, "rows": writer.rows}
 
 
 def crops_around(lesion: annotations.Lesion, mask: annotations.LesionMask, slide: slides.Slide, args):
@@ -140,11 +143,15 @@ def main(argv=None):
         todo, absent = extraction.plan(jobs, folder, settings, args)
         problems += report.print_plan(todo, count_crops, crop_bytes, window, folder, args) + absent
     else:
+        make_subfolder(make_folder(args.save_dir), name)
         records, failures = extraction.run(jobs, extract_slide, draw_preview, folder, settings, args)
         problems += failures
         name_empty_slides(records)
         paper = report.PAPER_POSITIVES.get((args.size, args.low_roir, args.high_roir) if args.level == 3 else None)
         report.print_counts(records, f"positives in {folder}", paper, lesions=True)
+        report.print_misfits(records, args)
+        if args.preview:
+            print(f"previews in {folder / 'previews'}")
     report.print_problems(problems, sys.stderr)
     return 1 if problems else 0
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 import models
-from common import checkpoint, cli, device, lock, metrics, pictures, runfolder
+from common import checkpoint, cli, lock, metrics, pictures, processes, runfolder
 from common.errors import BadInput, WorkFailed
 from common.files import (
     atomic_open,
@@ -53,7 +53,7 @@ def parse_args(argv=None):
     mnist.add_flags(parser)
     camelyon.add_flags(parser)
     loaders.add_flags(parser)
-    device.add_flags(parser)
+    processes.add_flags(parser)
     parser.add_argument("--seed", type=cli.natural, help="seed that chooses the crops of a class (default: the run's)")
     models.add_flags(parser)
     # the network and its input come from the checkpoint; a flag may only repeat it
@@ -63,16 +63,16 @@ def parse_args(argv=None):
 
 def main(argv=None):
     args = parse_args(argv)
-    where = device.select(args.device, args.precision, args.deterministic)
-    if device.world_size() > 1:
+    device = processes.select(args.device, args.precision, args.deterministic)
+    if processes.world_size() > 1:
         raise BadInput("predict_saliency.py runs in one process: start it without torchrun")
     model, scale = load_model(args)
-    model.to(where).eval()
+    model.to(device).eval()
     data = DATA[args.datatype].load_splits(args, [args.split])[args.split]
     loaders.verify(args, *([args.data_path] if args.datatype == "mnist" else [args.pos_path, args.neg_path]))
     with lock.held(args.logdir, "--logdir", ".saliency.lock"):
         maps = MapFolder(args.logdir, args.split, identity(args, data), args.batch_size)
-        explain(model, data, maps, where, args, scale)
+        explain(model, data, maps, device, args, scale)
         draw_pictures(data, maps, args.overlays)
         report(maps, data, args.split)
         maps.publish()
@@ -214,18 +214,18 @@ def identity(args, data) -> dict:
     return {"checkpoint": digest, "data": data.fingerprint(), **chosen}
 
 
-def explain(model, data, maps: MapFolder, where, args, scale: float) -> None:
+def explain(model, data, maps: MapFolder, device, args, scale: float) -> None:
     """Write the maps of all images that an interrupted run has not finished, while a GPU computes the next batch."""
     for p in model.parameters():
         p.requires_grad_(False)
-    loader = loaders.ordered_loader(data, args, where, np.arange(len(maps.rows), len(data)))
+    loader = loaders.ordered_loader(data, args, device, np.arange(len(maps.rows), len(data)))
     with ThreadPoolExecutor(1) as writer:
         written = None
         for images, labels in cli.progress(loader, len(loader), "saliency", "batch"):
-            with device.autocast(where, args.precision):
-                results = saliency_maps(model, images.to(where, non_blocking=True) * scale)
+            with processes.autocast(device, args.precision):
+                results = saliency_maps(model, images.to(device, non_blocking=True) * scale)
             batch = maps, data, labels.tolist(), *results
-            if where.type == "cpu":  # another thread would take cores from the passes
+            if device.type == "cpu":  # another thread would take cores from the passes
                 write_batch(*batch)
                 continue
             if written:

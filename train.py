@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import models
-from common import cli, device, metrics, runfolder
+from common import cli, metrics, processes, runfolder
 from common.errors import BadInput, WorkFailed
 from common.moments import GradientVariance
 from common.optimizers import Resumable
@@ -63,7 +63,7 @@ def add_flags(parser) -> None:
         )
     )
     runfolder.add_flags(group)
-    device.add_flags(group)
+    processes.add_flags(group)
 
 
 @dataclass
@@ -79,13 +79,13 @@ class Learner:
     precision: str
 
 
-def fit(model: nn.Module, loaders: Loaders, args, where: torch.device) -> dict:
+def fit(model: nn.Module, loaders: Loaders, args, device: torch.device) -> dict:
     """Train on a device up to args.epochs epochs in args.logdir, continuing what is there.
 
     Returns: the stats.csv row of the best validation epoch. BadInput when the folder holds a run that differs in a
     flag that changes weights, or in its data.
     """
-    learner = start(model, args, where)
+    learner = start(model, args, device)
     accumulation, epochs = max(1, args.delayed_step), args.epochs * loaders.epoch_factor
     with open_folder(learner, loaders, args) as run:
         describe(learner, loaders, args)
@@ -102,7 +102,7 @@ def fit(model: nn.Module, loaders: Loaders, args, where: torch.device) -> dict:
             log_histograms(learner, run)
             run.end_epoch(row)
             say_epoch(run, epochs)
-    device.end_processes()
+    processes.end_processes()
     report(run)
     return run.best
 
@@ -140,22 +140,22 @@ def upgrade(saved: dict) -> None:
         saved["variance"] = saved["progress"].pop("variance")
 
 
-def start(model: nn.Module, args, where: torch.device) -> Learner:
+def start(model: nn.Module, args, device: torch.device) -> Learner:
     """The model on its device, ready to train, with optimiser and loss scaler."""
-    if args.norm == "bn" and device.world_size() > 1:
+    if args.norm == "bn" and processes.world_size() > 1:
         raise BadInput(
             "--norm bn: batch norm needs whole batches, so one process; train instance norm, or without torchrun"
         )
-    if args.checkpoint_activations and args.precision == "tf32" and where.type == "cpu":
+    if args.checkpoint_activations and args.precision == "tf32" and device.type == "cpu":
         raise BadInput(
             "--checkpoint_activations: a CPU emulates --precision tf32 in the forward pass alone; leave one out"
         )
-    model.to(where)
+    model.to(device)
     model.background, model.cnn.recompute = args.background, args.checkpoint_activations
-    scaler = torch.amp.GradScaler(where.type, enabled=args.precision == "fp16")
+    scaler = torch.amp.GradScaler(device.type, enabled=args.precision == "fp16")
     variance = GradientVariance(model) if args.grad_variance else None
-    network = device.share_gradients(model, where)
-    return Learner(model, network, make_optimizer(model, args), scaler, variance, where, args.precision)
+    network = processes.share_gradients(model, device)
+    return Learner(model, network, make_optimizer(model, args), scaler, variance, device, args.precision)
 
 
 def make_optimizer(model: nn.Module, args) -> torch.optim.Optimizer:
@@ -187,12 +187,12 @@ def step(learner: Learner, batches) -> Tensor:
         images = images.to(learner.device, non_blocking=True)  # (b, in, H, W)
         labels = labels.to(learner.device, non_blocking=True)[:share]  # further images fill the batch up
         with gradients_shared(learner.network, is_last):
-            with device.autocast(learner.device, learner.precision):
+            with processes.autocast(learner.device, learner.precision):
                 logits = learner.network(images)[:share]  # (share, 2)
             logits = logits if logits.dtype == torch.float64 else logits.float()
             loss = F.cross_entropy(logits, labels, reduction="sum")
-            with device.peers_must_live():  # the processes' mean is taken
-                learner.scaler.scale(loss * (device.world_size() / batches.n_images)).backward()
+            with processes.peers_must_live():  # the processes' mean is taken
+                learner.scaler.scale(loss * (processes.world_size() / batches.n_images)).backward()
         sums += torch.cat([loss.detach().double().view(1), confusion(logits.detach(), labels)])
     if learner.variance:
         learner.scaler.unscale_(learner.optimizer)
@@ -205,7 +205,7 @@ def step(learner: Learner, batches) -> Tensor:
 
 def gradients_shared(network, now: bool):
     """Context of a backward pass: the processes add their gradients up with the last batch of a step."""
-    return contextlib.nullcontext() if now or device.world_size() == 1 else network.no_sync()
+    return contextlib.nullcontext() if now or processes.world_size() == 1 else network.no_sync()
 
 
 def confusion(logits: Tensor, labels: Tensor) -> Tensor:
@@ -245,9 +245,10 @@ def evaluate_splits(learner: Learner, loaders: Loaders, run: RunFolder, everythi
 
 def split_scores(split: str, learner: Learner, loaders: Loaders, run: RunFolder) -> dict[str, float]:
     """A split's scores, named as in stats.csv. WorkFailed when the network computes infinities."""
-    loader = device.progress(loaders.evaluation[split], len(loaders.evaluation[split]), f"evaluating {split}", "batch")
+    loader = loaders.evaluation[split]
+    batches = processes.progress(loader, len(loader), f"evaluating {split}", "batch")
     try:
-        scores = evaluate(learner.model, loader, learner.device, learner.precision)
+        scores = evaluate(learner.model, batches, learner.device, learner.precision)
     except OutputsNotFinite:
         raise run.not_finite(f"the network's outputs on {split} images are") from None
     return {f"{split}_{name}": value for name, value in scores.items()}
@@ -257,9 +258,9 @@ class OutputsNotFinite(WorkFailed):
     """A network computed infinities or NaN."""
 
 
-def evaluate(model: nn.Module, loader: Iterable, where: torch.device, precision: str = "float32") -> dict[str, float]:
+def evaluate(model: nn.Module, loader: Iterable, device: torch.device, precision: str = "float32") -> dict[str, float]:
     """Loss (mean over images), acc, prec, recall, auc and ap of a split; builds no graph."""
-    labels, logits = predict(model, loader, where, precision)
+    labels, logits = predict(model, loader, device, precision)
     losses = np.logaddexp(logits[:, 0], logits[:, 1]) - logits[np.arange(len(labels)), labels]
     if not np.isfinite(losses).all():
         raise OutputsNotFinite("the network's outputs are not finite")
@@ -267,17 +268,17 @@ def evaluate(model: nn.Module, loader: Iterable, where: torch.device, precision:
 
 
 @torch.inference_mode()
-def predict(model: nn.Module, loader: Iterable, where: torch.device, precision: str) -> tuple[np.ndarray, np.ndarray]:
+def predict(model: nn.Module, loader: Iterable, device: torch.device, precision: str) -> tuple[np.ndarray, np.ndarray]:
     """Labels (N,) and float64 logits (N, 2) of all images, from all processes."""
     model.eval()
     labels, logits = [], []
     for images, targets in loader:
-        with device.autocast(where, precision):
-            logits.append(model(images.to(where, non_blocking=True)).double())
+        with processes.autocast(device, precision):
+            logits.append(model(images.to(device, non_blocking=True)).double())
         labels.append(targets)
     if not labels:  # fewer images than processes
-        return device.gather_arrays(np.zeros(0, np.int64)), device.gather_arrays(np.zeros((0, 2)))
-    return device.gather_arrays(torch.cat(labels).numpy()), device.gather_arrays(torch.cat(logits).cpu().numpy())
+        return processes.gather_arrays(np.zeros(0, np.int64)), processes.gather_arrays(np.zeros((0, 2)))
+    return processes.gather_arrays(torch.cat(labels).numpy()), processes.gather_arrays(torch.cat(logits).cpu().numpy())
 
 
 def log_histograms(learner: Learner, run: RunFolder) -> None:
@@ -305,7 +306,7 @@ def effective_batch(args) -> int:
 
 def describe(learner: Learner, loaders: Loaders, args) -> None:
     """Print what is about to be trained."""
-    if device.rank() > 0:
+    if processes.rank() > 0:
         return
     effective, factor = effective_batch(args), loaders.epoch_factor
     note = "" if effective == NEEDLES_BATCH else f" (the paper: {NEEDLES_BATCH})"
@@ -319,7 +320,7 @@ def describe(learner: Learner, loaders: Loaders, args) -> None:
 
 def say_epoch(run: RunFolder, epochs: int) -> None:
     """Print the scores of the epoch that has ended."""
-    if device.rank() > 0:
+    if processes.rank() > 0:
         return
     row = run.history[-1]
     test = f"  test {row['test_acc']:.3f}" if "test_acc" in row else ""
@@ -333,7 +334,7 @@ def say_epoch(run: RunFolder, epochs: int) -> None:
 
 def report(run: RunFolder) -> None:
     """Print the best epoch's scores."""
-    if device.rank() > 0:
+    if processes.rank() > 0:
         return
     best = run.best
     print(

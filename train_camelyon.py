@@ -4,7 +4,7 @@ import numpy as np
 
 import models
 import train
-from common import cli, device
+from common import cli, processes
 from data import loaders
 from data.camelyon import dataset
 
@@ -20,14 +20,14 @@ def parse_args(argv=None):
 
 def main(argv=None):
     args = parse_args(argv)
-    where = device.select(args.device, args.precision, args.deterministic)
+    device = processes.select(args.device, args.precision, args.deterministic)
     splits = dataset.load_splits(args)
     loaders.verify(args, args.pos_path, args.neg_path)
-    device.seed_everything(args.seed)  # before the weights are drawn
+    processes.seed_everything(args.seed)  # before the weights are drawn
     model = models.build_model(models.ModelConfig.from_args(args, in_channels=3))
     size = len(splits["train"])
     draw = loaders.shuffles(size, args.seed)
-    train.fit(model, loaders.make_loaders(splits, args, where, np.arange(size), draw), args, where)
+    train.fit(model, loaders.make_loaders(splits, args, device, np.arange(size), draw), args, device)
 
 
 if __name__ == "__main__":

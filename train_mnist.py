@@ -2,7 +2,7 @@
 
 import models
 import train
-from common import cli, device
+from common import cli, processes
 from data import loaders
 from data.cluttered_mnist import dataset
 
@@ -19,16 +19,16 @@ def parse_args(argv=None):
 
 def main(argv=None):
     args = parse_args(argv)
-    where = device.select(args.device, args.precision, args.deterministic)
+    device = processes.select(args.device, args.precision, args.deterministic)
     splits = dataset.load_splits(args)
     loaders.verify(args, args.data_path)
-    device.seed_everything(args.seed)  # before the weights are drawn
+    processes.seed_everything(args.seed)  # before the weights are drawn
     model = models.build_model(models.ModelConfig.from_args(args, in_channels=1))
     labels = splits["train"].labels
     subset = loaders.training_subset(labels, args.num_examples, args.data_balance)
     draw = loaders.balanced_draws(labels, subset, args.seed)
     factor = loaders.shrinkage(args.num_examples)
-    train.fit(model, loaders.make_loaders(splits, args, where, subset, draw, factor), args, where)
+    train.fit(model, loaders.make_loaders(splits, args, device, subset, draw, factor), args, device)
 
 
 if __name__ == "__main__":

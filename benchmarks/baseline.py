@@ -79,8 +79,8 @@ class BaselineFiles(Dataset):
         with np.load(self.paths[i]) as archive:
             return torch.from_numpy(archive["arr_0"]).float()[None], 1 - i % 2
 
-    def batches(self, batch_size: int, workers: int, where: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+    def batches(self, batch_size: int, workers: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
         """Batches on the device, as of one endless epoch: what starting the workers takes does not count."""
         order = RandomSampler(self, replacement=True, num_samples=2**40)
         for images, labels in DataLoader(self, batch_size, sampler=order, num_workers=workers):
-            yield images.to(where), labels.to(where)
+            yield images.to(device), labels.to(device)

@@ -20,7 +20,7 @@ from bench_training import Images, make_network
 
 import predict_saliency
 import train
-from common import cli, device
+from common import cli, processes
 from data import loaders
 from data.cluttered_mnist import dataset
 from models.saliency import saliency_maps
@@ -40,18 +40,18 @@ def parse_args(argv=None):
 
 def main(argv=None):
     args = parse_args(argv)
-    where = device.select(args.device)
-    print(f"{where}, {torch.get_num_threads()} threads, torch {torch.__version__}\n{HEADER}")
+    device = processes.select(args.device)
+    print(f"{device}, {torch.get_num_threads()} threads, torch {torch.__version__}\n{HEADER}")
     for canvas in args.canvases:
         with tempfile.TemporaryDirectory() as folder:
-            images = Images(Path(folder), canvas, args.mnist, where)
+            images = Images(Path(folder), canvas, args.mnist, device)
             for field in args.fields:
                 row(images, field, args.width, args.rounds)
 
 
 def turn_size(images: Images) -> int:
     """How many images a turn takes; scoring takes milliseconds, which a few batches on a GPU would not outweigh."""
-    return images.batch_size * (64 if images.where.type == "cuda" else 8)
+    return images.batch_size * (64 if images.device.type == "cuda" else 8)
 
 
 def turn_images(images: Images) -> dataset.ClutteredMNIST:
@@ -66,7 +66,7 @@ def turn_images(images: Images) -> dataset.ClutteredMNIST:
 def row(images: Images, field: str, width: int, rounds: int) -> None:
     """Measure one network and print."""
     works = [*evaluations(images, field, width), *saliencies(images, field, width)]
-    seconds = measure.seconds_in_turns(works, rounds, images.where)
+    seconds = measure.seconds_in_turns(works, rounds, images.device)
     ours, baseline, saliency = (np.median(seconds[:, i] / seconds[:, j]) for i, j in ((1, 0), (2, 0), (4, 3)))
     speed = turn_size(images) / np.median(seconds[:, 0])
     print(
@@ -78,11 +78,11 @@ def row(images: Images, field: str, width: int, rounds: int) -> None:
 
 def evaluations(images: Images, field: str, width: int) -> list:
     """Bare forward passes, an evaluation, the baseline's, of the same number of images."""
-    model = make_network(field, width).to(images.where).eval()
+    model = make_network(field, width).to(images.device).eval()
     args, training = images.train_args(), BaselineTraining(BaselineNetwork(model))
-    loader = loaders.ordered_loader(turn_images(images), args, images.where)
-    in_memory = [pixels.to(images.where) for pixels, _ in loader]
-    batches = images.files.batches(images.batch_size, args.workers, images.where)
+    loader = loaders.ordered_loader(turn_images(images), args, images.device)
+    in_memory = [pixels.to(images.device) for pixels, _ in loader]
+    batches = images.files.batches(images.batch_size, args.workers, images.device)
 
     @torch.inference_mode()
     def forward():
@@ -93,16 +93,16 @@ def evaluations(images: Images, field: str, width: int) -> list:
         for _ in in_memory:
             training.evaluate(*next(batches))
 
-    return [forward, lambda: train.evaluate(model, loader, images.where), baseline]
+    return [forward, lambda: train.evaluate(model, loader, images.device), baseline]
 
 
 def saliencies(images: Images, field: str, width: int) -> list:
     """Bare forward and backward passes for saliency, and the same with everything that is read and written."""
-    model, data = make_network(field, width).to(images.where).eval(), turn_images(images)
+    model, data = make_network(field, width).to(images.device).eval(), turn_images(images)
     args = images.train_args("--workers", "0")
     maps = predict_saliency.MapFolder(images.folder, "val", {}, images.batch_size)
     model.requires_grad_(False)
-    in_memory = [pixels.to(images.where) for pixels, _ in loaders.ordered_loader(data, args, images.where)]
+    in_memory = [pixels.to(images.device) for pixels, _ in loaders.ordered_loader(data, args, images.device)]
 
     def bare():
         for pixels in in_memory:
@@ -110,7 +110,7 @@ def saliencies(images: Images, field: str, width: int) -> list:
 
     def explain():
         maps.rows.clear()
-        predict_saliency.explain(model, data, maps, images.where, args, 1.0)
+        predict_saliency.explain(model, data, maps, images.device, args, 1.0)
 
     return [bare, explain]
 

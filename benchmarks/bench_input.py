@@ -17,7 +17,7 @@ from bench_training import Images, ours
 from torch.utils.data import BatchSampler, DataLoader
 
 import train_camelyon
-from common import cli, device
+from common import cli, processes
 from data import loaders
 from data.camelyon.dataset import CamelyonCrops
 from data.cluttered_mnist import dataset
@@ -37,19 +37,19 @@ def parse_args(argv=None):
 
 def main(argv=None):
     args = parse_args(argv)
-    where = device.select(args.device)
-    print(f"{where}, {torch.get_num_threads()} threads, torch {torch.__version__}; images/s")
+    device = processes.select(args.device)
+    print(f"{device}, {torch.get_num_threads()} threads, torch {torch.__version__}; images/s")
     print("canvas | baseline files  recipe by workers  recipe on the device |     step  default/step")
     for canvas in args.canvases:
         with tempfile.TemporaryDirectory() as folder:
-            canvas_row(Images(Path(folder), canvas, args.mnist, where), args)
+            canvas_row(Images(Path(folder), canvas, args.mnist, device), args)
     print(" crops |           files")
     for size in args.sizes:
         with tempfile.TemporaryDirectory() as folder:
             crops = write_crops(Path(folder), size, 64)
             flags = ["--pos_path", folder, "--neg_path", folder, "--logdir", "."]
-            loader = loaders.ordered_loader(crops, train_camelyon.parse_args(flags), where)
-            print(f"{size:6} | {len(crops) / turn_seconds([loader], args.rounds, where)[0]:15.0f}", flush=True)
+            loader = loaders.ordered_loader(crops, train_camelyon.parse_args(flags), device)
+            print(f"{size:6} | {len(crops) / turn_seconds([loader], args.rounds, device)[0]:15.0f}", flush=True)
 
 
 def canvas_row(images: Images, args) -> None:
@@ -60,12 +60,12 @@ def canvas_row(images: Images, args) -> None:
     sources = [
         DataLoader(images.files, n, sampler=files, num_workers=flags.workers, persistent_workers=True),
         loaders.ordered_loader(data, flags, torch.device("cpu"), np.arange(BATCHES * n)),
-        data.batches_on(images.where, order),
+        data.batches_on(images.device, order),
     ]
-    speeds = BATCHES * n / turn_seconds(sources, args.rounds, images.where)
+    speeds = BATCHES * n / turn_seconds(sources, args.rounds, images.device)
     step = ours(images, args.field, args.width, "ours", []).step
-    step_speed = n / np.median(measure.seconds_in_turns([step], args.rounds, images.where))
-    default = speeds[2 if images.where.type == "cuda" else 1]
+    step_speed = n / np.median(measure.seconds_in_turns([step], args.rounds, images.device))
+    default = speeds[2 if images.device.type == "cuda" else 1]
     print(
         f"{images.batch[0].shape[-1]:6} | {speeds[0]:14.0f} {speeds[1]:18.0f} {speeds[2]:21.0f} | "
         f"{step_speed:8.1f} {default / step_speed:13.1f}",
@@ -73,10 +73,10 @@ def canvas_row(images: Images, args) -> None:
     )
 
 
-def turn_seconds(sources: list, rounds: int, where: torch.device) -> np.ndarray:
+def turn_seconds(sources: list, rounds: int, device: torch.device) -> np.ndarray:
     """Median seconds in which each loader gives all its batches."""
     works = [lambda source=source: [None for _ in source] for source in sources]
-    return np.median(measure.seconds_in_turns(works, rounds, where), axis=0)
+    return np.median(measure.seconds_in_turns(works, rounds, device), axis=0)
 
 
 def write_crops(folder: Path, size: int, pairs: int) -> CamelyonCrops:

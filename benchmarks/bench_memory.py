@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from bench_training import make_network
 
-from common import cli, device
+from common import cli, processes
 
 INDEX_LIMIT = 2**31  # elements that 32-bit indices reach
 
@@ -32,13 +32,13 @@ def parse_args(argv=None):
 
 def main(argv=None):
     args = parse_args(argv)
-    where = device.select(args.device)
+    device = processes.select(args.device)
     print(f"receptive field {args.field}, width {args.width}, batch 1, float32; GiB")
-    print(f"       | counted              | measured on {where}")
+    print(f"       | counted              | measured on {device}")
     print("canvas | all kept  recomputed | all kept  recomputed | largest tensor, elements")
     for canvas in args.canvases:
         counted = [peak(args, canvas, torch.device("meta"), recompute) for recompute in (False, True)]
-        measured = [measure_if_fits(args, canvas, where, r, counted[r]) for r in (False, True)]
+        measured = [measure_if_fits(args, canvas, device, r, counted[r]) for r in (False, True)]
         largest = make_network(args.field, args.width).cnn.conv1.out_channels * canvas**2
         beyond = "  beyond 32-bit indices" if largest > INDEX_LIMIT else ""
         print(
@@ -48,14 +48,14 @@ def main(argv=None):
         )
 
 
-def measure_if_fits(args, canvas: int, where: torch.device, recompute: bool, counted: float) -> str:
+def measure_if_fits(args, canvas: int, device: torch.device, recompute: bool, counted: float) -> str:
     """The peak in GiB where the count fits into the memory that is free."""
-    if counted * 2**30 > measure.free_memory(where):
+    if counted * 2**30 > measure.free_memory(device):
         return "no room"
     try:
-        if where.type == "cuda":
-            return f"{peak(args, canvas, where, recompute):.2f}"
-        return f"{measure.resident_peak(step_of, args, canvas, where, recompute) / 2**30:.2f}"
+        if device.type == "cuda":
+            return f"{peak(args, canvas, device, recompute):.2f}"
+        return f"{measure.resident_peak(step_of, args, canvas, device, recompute) / 2**30:.2f}"
     except RuntimeError as error:
         if cli.is_out_of_memory(error):
             return "no room"
@@ -63,18 +63,18 @@ def measure_if_fits(args, canvas: int, where: torch.device, recompute: bool, cou
         return "fails"
 
 
-def peak(args, canvas: int, where: torch.device, recompute: bool) -> float:
+def peak(args, canvas: int, device: torch.device, recompute: bool) -> float:
     """GiB that the tensors of one step take."""
-    step, *kept = step_of(args, canvas, where, recompute)
-    return measure.peak_bytes(step, where, *kept) / 2**30
+    step, *kept = step_of(args, canvas, device, recompute)
+    return measure.peak_bytes(step, device, *kept) / 2**30
 
 
-def step_of(args, canvas: int, where: torch.device, recompute: bool) -> tuple:
+def step_of(args, canvas: int, device: torch.device, recompute: bool) -> tuple:
     """One step of RMSprop on one image, as a function, and what lies in memory before: model, optimiser, image."""
-    model = make_network(args.field, args.width).to(where)
+    model = make_network(args.field, args.width).to(device)
     model.cnn.recompute, model.background = recompute, "dense"
     optimizer = torch.optim.RMSprop(model.parameters(), 5e-5)
-    image, label = torch.zeros(1, 1, canvas, canvas, device=where), torch.zeros(1, dtype=torch.long, device=where)
+    image, label = torch.zeros(1, 1, canvas, canvas, device=device), torch.zeros(1, dtype=torch.long, device=device)
 
     def step():
         F.cross_entropy(model(image), label).backward()

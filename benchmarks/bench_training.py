@@ -23,7 +23,7 @@ from baseline import BaselineFiles, BaselineNetwork, BaselineTraining
 import models
 import train
 import train_mnist
-from common import cli, device
+from common import cli, processes
 from data.cluttered_mnist import dataset, digits, generate_data
 from data.loaders import EpochBatches, Loaders, make_loaders, shuffles
 
@@ -50,24 +50,24 @@ def parse_args(argv=None):
 
 def main(argv=None):
     args = parse_args(argv)
-    where = device.select(args.device)
-    print(f"{where}, {torch.get_num_threads()} threads, torch {torch.__version__}")
-    rates = measure_rates(where)
+    device = processes.select(args.device)
+    print(f"{device}, {torch.get_num_threads()} threads, torch {torch.__version__}")
+    rates = measure_rates(device)
     print(HEADER)
     for canvas in args.canvases:
         with tempfile.TemporaryDirectory() as folder:
-            images = Images(Path(folder), canvas, args.mnist, where)
+            images = Images(Path(folder), canvas, args.mnist, device)
             for field in args.fields:
                 for width in args.widths:
                     compare(images, field, width, args.rounds, rates)
 
 
-def measure_rates(where: torch.device) -> dict[str, measure.Rates]:
+def measure_rates(device: torch.device) -> dict[str, measure.Rates]:
     """The device's rates at every precision that is compared, also printed."""
     rates = {}
-    for precision in ("float32", "tf32", "fp16") if where.type == "cuda" else ("float32",):
-        device.select(str(where), precision)
-        found = rates[precision] = measure.Rates.of(where, device.PRECISIONS[precision] or torch.float32)
+    for precision in ("float32", "tf32", "fp16") if device.type == "cuda" else ("float32",):
+        processes.select(str(device), precision)
+        found = rates[precision] = measure.Rates.of(device, processes.PRECISIONS[precision] or torch.float32)
         print(f"{found.matrix / 1e9:.0f} GFLOP/s in {precision} matrices, {found.copy / 1e9:.1f} GB/s in copies")
     return rates
 
@@ -75,19 +75,19 @@ def measure_rates(where: torch.device) -> dict[str, measure.Rates]:
 class Images:
     """A data set of one canvas size, for the baseline and for train.py, and one batch in memory."""
 
-    def __init__(self, folder: Path, canvas: int, mnist: str, where: torch.device):
-        self.folder, self.where = folder, where
+    def __init__(self, folder: Path, canvas: int, mnist: str, device: torch.device):
+        self.folder, self.device = folder, device
         generate = ["--canvas", str(canvas), "--format", "none", "--mnist", mnist, "--out", str(folder)]
         with contextlib.redirect_stdout(io.StringIO()):
             generate_data.main(generate)
-        self.batch = measure.make_batch(digits.load(mnist)["train"].images, canvas, where)
+        self.batch = measure.make_batch(digits.load(mnist)["train"].images, canvas, device)
         self.batch_size = len(self.batch[0])
         source = dataset.load_splits(self.train_args())["val"].source
         self.files = BaselineFiles(folder, np.stack([source.canvas(i) for i in range(2 * self.batch_size)]))
 
     def train_args(self, *flags: str):
         """train.py's arguments."""
-        fixed = ["--data_path", self.folder, "--logdir", ".", "--device", self.where, "-b", len(self.batch[0])]
+        fixed = ["--data_path", self.folder, "--logdir", ".", "--device", self.device, "-b", len(self.batch[0])]
         return train_mnist.parse_args([*map(str, fixed), *flags])
 
 
@@ -106,17 +106,17 @@ class Version:
 
 
 def versions(images: Images, field: str, width: int) -> list[Version]:
-    """The baseline first; which others there are hangs on the device."""
-    on_gpu = images.where.type == "cuda"
+    """The baseline first; which others there are depends on the device."""
+    on_gpu = images.device.type == "cuda"
     made = [baseline(images, field, width, precision) for precision in ("float32", *["tf32"] * on_gpu)]
     return made + [ours(images, field, width, name, flags) for name, flags in (ON_GPU if on_gpu else ON_CPU).items()]
 
 
 def baseline(images: Images, field: str, width: int, precision: str) -> Version:
     """The first release's way."""
-    network = BaselineNetwork(make_network(field, width)).to(images.where)
+    network = BaselineNetwork(make_network(field, width)).to(images.device)
     training = BaselineTraining(network)
-    batches = images.files.batches(images.batch_size, images.train_args().workers, images.where)
+    batches = images.files.batches(images.batch_size, images.train_args().workers, images.device)
 
     def turn():
         for _ in range(STEPS):
@@ -129,9 +129,9 @@ def baseline(images: Images, field: str, width: int, precision: str) -> Version:
 def ours(images: Images, field: str, width: int, name: str, flags: list[str]) -> Version:
     """train.py's own loop, with these flags."""
     args = images.train_args(*flags)
-    learner = train.start(make_network(field, width), args, images.where)
+    learner = train.start(make_network(field, width), args, images.device)
     n = STEPS * images.batch_size
-    loaders = make_loaders(dataset.load_splits(args), args, images.where, np.arange(n), shuffles(n, seed=0))
+    loaders = make_loaders(dataset.load_splits(args), args, images.device, np.arange(n), shuffles(n, seed=0))
     one = EpochBatches(lambda _: np.arange(images.batch_size), images.batch_size, images.batch_size)
     in_memory = Loaders([images.batch], one, {}, "")
     return Version(
@@ -152,7 +152,7 @@ def train_epoch(learner: train.Learner, loaders: Loaders) -> None:
 
 def make_network(field: str, width: int):
     """The network of all versions, with the same weights."""
-    device.seed_everything(0)
+    processes.seed_everything(0)
     return models.build_model(models.ModelConfig(1, models.parse_kernel3(field), width))
 
 
@@ -163,8 +163,8 @@ def compare(images: Images, field: str, width: int, rounds: int, rates: dict[str
     try:
         competing = versions(images, field, width)
         costs = [cost(version, images, rates[version.precision]) for version in competing]
-        turns = [with_precision(version, version.turn, images.where) for version in competing]
-        seconds = measure.seconds_in_turns(turns, rounds, images.where) / STEPS
+        turns = [with_precision(version, version.turn, images.device) for version in competing]
+        seconds = measure.seconds_in_turns(turns, rounds, images.device) / STEPS
     except (MemoryError, RuntimeError) as error:
         if not cli.is_out_of_memory(error):
             raise
@@ -181,20 +181,20 @@ def compare(images: Images, field: str, width: int, rounds: int, rates: dict[str
 
 def cost(version: Version, images: Images, rates: measure.Rates) -> tuple[measure.Roofline, int]:
     """What one step costs by the roofline, and its peak memory in bytes."""
-    step = with_precision(version, version.step, images.where)
+    step = with_precision(version, version.step, images.device)
     _, optimizer = version.kept
     while not optimizer.state:  # fp16's loss scaler skips steps at first
         step()
     with measure.Roofline(rates) as line:
         step()
-    return line, measure.peak_bytes(step, images.where, *version.kept, *images.batch)
+    return line, measure.peak_bytes(step, images.device, *version.kept, *images.batch)
 
 
-def with_precision(version: Version, work: Callable, where: torch.device) -> Callable:
+def with_precision(version: Version, work: Callable, device: torch.device) -> Callable:
     """The work, after the process was switched to the version's precision."""
 
     def switched():
-        device.select(str(where), version.precision)
+        processes.select(str(device), version.precision)
         work()
 
     return switched

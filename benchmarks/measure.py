@@ -29,34 +29,34 @@ def add_flags(parser) -> None:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
 
 
-def make_batch(bank: np.ndarray, canvas: int, where: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+def make_batch(bank: np.ndarray, canvas: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """Images (B, 1, canvas, canvas) of clutter at the paper's density, and labels (B,)."""
     rng, n = np.random.default_rng(0), placements.default_clutter(canvas)
     size = min(32, max(1, PIXELS // canvas**2))
     layers = [(bank[rng.integers(len(bank), size=n)], *rng.integers(canvas - 28, size=(2, n))) for _ in range(size)]
     images = np.stack([render.compose(canvas, layer) for layer in layers])
-    return torch.from_numpy(images[:, None]).to(where).float() / 255, torch.arange(size, device=where) % 2
+    return torch.from_numpy(images[:, None]).to(device).float() / 255, torch.arange(size, device=device) % 2
 
 
-def seconds_in_turns(works: list, rounds: int, where: torch.device) -> np.ndarray:
+def seconds_in_turns(works: list, rounds: int, device: torch.device) -> np.ndarray:
     """Seconds of every work() in every round, (rounds, works), after one call of each that does not count."""
     for work in works:
         work()
-    return np.array([[timed(work, where) for work in works] for _ in range(rounds)])
+    return np.array([[timed(work, device) for work in works] for _ in range(rounds)])
 
 
-def timed(work, where: torch.device) -> float:
+def timed(work, device: torch.device) -> float:
     """Seconds of one call, the device's part included."""
-    _synchronize(where)
+    _synchronize(device)
     start = time.perf_counter()
     work()
-    _synchronize(where)
+    _synchronize(device)
     return time.perf_counter() - start
 
 
-def _synchronize(where):
-    if where.type == "cuda":
-        torch.cuda.synchronize(where)
+def _synchronize(device):
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 @dataclass
@@ -67,13 +67,13 @@ class Rates:
     copy: float
 
     @classmethod
-    def of(cls, where: torch.device, dtype: torch.dtype = torch.float32) -> "Rates":
+    def of(cls, device: torch.device, dtype: torch.dtype = torch.float32) -> "Rates":
         """Measure them for a type of numbers, the best of five each."""
-        side, length = (8192, 2**28) if where.type == "cuda" else (2048, 2**26)  # milliseconds or more
-        a, b = torch.rand(side, side, device=where, dtype=dtype), torch.rand(length, device=where)
+        side, length = (8192, 2**28) if device.type == "cuda" else (2048, 2**26)  # milliseconds or more
+        a, b = torch.rand(side, side, device=device, dtype=dtype), torch.rand(length, device=device)
         target = torch.empty_like(b)
-        matrix = 2 * len(a) ** 3 / min(timed(lambda: a @ a, where) for _ in range(5))
-        return cls(matrix, 2 * b.nbytes / min(timed(lambda: target.copy_(b), where) for _ in range(5)))
+        matrix = 2 * len(a) ** 3 / min(timed(lambda: a @ a, device) for _ in range(5))
+        return cls(matrix, 2 * b.nbytes / min(timed(lambda: target.copy_(b), device) for _ in range(5)))
 
 
 class Roofline(TorchDispatchMode):
@@ -106,21 +106,21 @@ def _is_view(func):
     return "empty" in func._schema.name or func is torch.ops.aten._unsafe_view.default
 
 
-def peak_bytes(work, where: torch.device, *kept) -> int:
+def peak_bytes(work, device: torch.device, *kept) -> int:
     """The most memory that tensors take during work(), the `kept` ones (modules, optimisers, tensors) included.
 
     A GPU is asked; elsewhere the tensors are counted, without what operators use inside.
     """
-    if where.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(where)
-        others = torch.cuda.memory_allocated(where) - sum(t.nbytes for thing in kept for t in _tensors(thing))
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        others = torch.cuda.memory_allocated(device) - sum(t.nbytes for thing in kept for t in _tensors(thing))
         work()
-        return torch.cuda.max_memory_allocated(where) - others
+        return torch.cuda.max_memory_allocated(device) - others
     tracker = MemTracker()
     tracker.track_external(*kept)
     with tracker:
         work()
-    return tracker.get_tracker_snapshot("peak")[where]["Total"]
+    return tracker.get_tracker_snapshot("peak")[device]["Total"]
 
 
 def _tensors(kept):
@@ -132,11 +132,11 @@ def _tensors(kept):
     return [kept]
 
 
-def free_memory(where: torch.device) -> int:
+def free_memory(device: torch.device) -> int:
     """Bytes that tensors on the device could still take."""
-    if where.type == "cuda":
+    if device.type == "cuda":
         torch.cuda.empty_cache()  # what PyTorch holds of earlier steps
-        return torch.cuda.mem_get_info(where)[0]
+        return torch.cuda.mem_get_info(device)[0]
     if not MEMORY.exists():  # on macOS
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return _kibibytes(MEMORY, "MemAvailable")

@@ -145,7 +145,7 @@ def run(main) -> None:
 
 
 def _end_children(others):
-    """End the loader processes that an error left; they heed SIGTERM late, and torch would report their end."""
+    """End the loader processes that an error left; they act on SIGTERM late, and torch would report their end."""
     handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     for child in set(multiprocessing.active_children()).difference(others):
         child.kill()

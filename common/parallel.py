@@ -36,7 +36,7 @@ def _run_pool(task, jobs, workers):
     """Yield the results of the jobs; returns those that are unfinished since a worker was killed."""
     others, unfinished = set(multiprocessing.active_children()), list(jobs)
     context = multiprocessing.get_context("fork")  # other kinds complain when the process ends in the middle
-    with ProcessPoolExecutor(workers, context, _heed_parent) as pool:
+    with ProcessPoolExecutor(workers, context, _obey_parent) as pool:
         try:
             futures = {pool.submit(task, job): job for job in jobs}
             for future in as_completed(futures):
@@ -51,7 +51,7 @@ def _run_pool(task, jobs, workers):
     return unfinished
 
 
-def _heed_parent():
+def _obey_parent():
     """Ctrl-C and SIGTERM are the parent's to handle, and a worker does not outlive it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -25,7 +25,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from common import checkpoint, cli, device, lock, signals
+from common import checkpoint, cli, lock, processes, signals
 from common.errors import BadInput, WorkFailed
 from common.events import EventFile
 from common.files import write_csv, write_json
@@ -74,16 +74,16 @@ def settings_that_matter(args) -> dict:
     return {name: value for name, value in plain(args).items() if name not in skipped}
 
 
-def describe_run(args, place: torch.device, **facts) -> dict:
+def describe_run(args, device: torch.device, **facts) -> dict:
     """What config.json holds: all arguments, versions, git commit, device and further facts of the run."""
     versions = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
-    name = torch.cuda.get_device_name(place) if place.type == "cuda" else platform.processor() or platform.machine()
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
     return {
         "command": sys.argv,
         "arguments": plain(args),
         "versions": versions,
         "git_commit": _git_commit(),
-        "device": f"{place} ({name})",
+        "device": f"{device} ({name})",
         "threads": torch.get_num_threads(),
         "started": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
         **facts,
@@ -160,7 +160,7 @@ class RunFolder:
 
     def __enter__(self) -> "RunFolder":
         with contextlib.ExitStack() as stack:
-            if device.rank() == 0:
+            if processes.rank() == 0:
                 stack.enter_context(lock.held(self.logdir, "--logdir"))
             self._restore()
             self.written = time.monotonic()
@@ -177,16 +177,16 @@ class RunFolder:
     def epochs(self, n: int) -> Iterator[int]:
         """The epochs up to the nth that are left, from 0. In them, signals wait until the state can be saved."""
         complete = self.complete or len(self.history) >= n
-        if device.rank() == 0 and (self.history or self.done):
+        if processes.rank() == 0 and (self.history or self.done):
             after = f"epoch {len(self.history)}" + (f" and {self.done} steps" if self.done else "")
             print(f"{self.logdir}: {'complete' if complete else 'resuming'} after {after}", flush=True)
         if complete:
             return
-        if device.rank() == 0 and self.config is not None:
+        if processes.rank() == 0 and self.config is not None:
             write_json(self.logdir / "config.json", self.config)
         first = len(self.history) * self.steps_per_epoch + self.done + 1
         self.stack.enter_context(signals.deferred(*[self.args.signal] if self.args.signal else []))
-        self.events = self.stack.enter_context(EventFile(self.logdir, first) if device.rank() == 0 else EventFile())
+        self.events = self.stack.enter_context(EventFile(self.logdir, first) if processes.rank() == 0 else EventFile())
         while len(self.history) < n and not self.complete:
             yield len(self.history)
 
@@ -198,8 +198,8 @@ class RunFolder:
         After the last one, signals end the work at once, and its place is saved: evaluation follows.
         """
         epoch = len(self.history) + 1
-        for item in device.progress(steps, len(steps), f"epoch {epoch}", "step"):
-            device.seed_everything(self.args.seed, epoch, self.done, device.rank())
+        for item in processes.progress(steps, len(steps), f"epoch {epoch}", "step"):
+            processes.seed_everything(self.args.seed, epoch, self.done, processes.rank())
             yield item
             self.done += 1
             self._save_if_due_or_asked()
@@ -249,7 +249,7 @@ class RunFolder:
         """Bring totals and the event file up to the last step. WorkFailed when a sum is not finite."""
         if self.pending:
             block = torch.stack(self.pending)
-            device.sum_over_processes(block)
+            processes.sum_over_processes(block)
             self._count(block.cpu().numpy())
             self.pending = []
         self.seconds = time.perf_counter() - self.started
@@ -278,7 +278,7 @@ class RunFolder:
     def _save_if_due_or_asked(self):
         """Between two steps: save when it is time to, or when a signal asks the processes to stop, and then stop."""
         due = time.monotonic() - self.written > 60 * self.args.checkpoint_minutes
-        wish = device.max_over_processes(signals.pending() or (DUE if due else NOTHING))
+        wish = processes.max_over_processes(signals.pending() or (DUE if due else NOTHING))
         if wish == DUE:
             self._read_sums()
             self.events.flush()
@@ -291,7 +291,7 @@ class RunFolder:
         self._read_sums()
         self.events.flush()
         self._save()
-        if device.rank() == 0:
+        if processes.rank() == 0:
             print(f"{self.logdir}: saved in epoch {len(self.history) + 1} after step {self.done}", flush=True)
 
     def _save(self):
@@ -300,7 +300,7 @@ class RunFolder:
         WorkFailed, and nothing is written, when a weight is not finite.
         """
         self.written = time.monotonic()
-        if device.rank() > 0:
+        if processes.rank() > 0:
             return
         content = {
             **{name: part.state_dict() for name, part in self.state.items()},
@@ -322,7 +322,7 @@ class RunFolder:
 
     def _write_results(self, content):
         """Write stats.csv and, when the content of checkpoint.pth is the best epoch's, best_checkpoint.pth."""
-        if device.rank() > 0:
+        if processes.rank() > 0:
             return
         if self.history[-1] is self.best:
             kept = {name: content[name] for name in (*self.kept, *self.facts, "epoch")}
@@ -347,7 +347,7 @@ class RunFolder:
             self._restore_history(saved["history"], saved["best_epoch"])
             if self.done == 0 and self.history:
                 self._write_results(saved)  # the run may have ended before it could
-        if self.best and device.rank() == 0 and not (self.logdir / checkpoint.BEST).exists():
+        if self.best and processes.rank() == 0 and not (self.logdir / checkpoint.BEST).exists():
             lost = f"{self.logdir / checkpoint.BEST}: missing, was of epoch {self.best['epoch']}"
             print(f"{lost}; only a new run makes it again")
 
@@ -379,7 +379,7 @@ class RunFolder:
             _refuse_results(self.logdir)
             return None, None
         content = checkpoint.load(previous)
-        if device.rank() == 0:
+        if processes.rank() == 0:
             print(f"{trouble}; going on from {checkpoint.PREVIOUS}, the checkpoint before it")
         return previous, content
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch.utils.data import BatchSampler, DataLoader, Dataset
 
-from common import cli, device, limits, signals
+from common import cli, limits, processes, signals
 from common.errors import BadInput, WorkFailed
 from common.manifest import Manifest
 
@@ -40,7 +40,7 @@ def add_flags(parser, batch_size: int = 32) -> None:
 
 def verify(args, *folders: Path) -> None:
     """With --verify, check every file of the data; BadInput names the first bad one. The first process does it."""
-    if args.verify and device.rank() == 0:
+    if args.verify and processes.rank() == 0:
         for folder in folders:
             Manifest(folder).verify()
 
@@ -106,16 +106,16 @@ def shuffles(n: int, seed: int) -> Callable[[int], np.ndarray]:
 
 
 class EpochBatches:
-    """Batch sampler whose order hangs on seed and epoch alone; each process gets its share of every batch.
+    """Batch sampler whose order depends on seed and epoch alone; each process gets its share of every batch.
 
     Set `epoch`, and the batch to start `first` with, before iterating. `draw(epoch)` returns the epoch's `length`
-    indices. A process whose share of the last batch is empty gets one image to go through the motions with. BadInput
-    when the processes cannot share alike.
+    indices. An empty share of the last batch is filled up with one image, which train.py weights 0. BadInput when the
+    processes cannot share alike.
     """
 
     def __init__(self, draw: Callable[[int], np.ndarray], length: int, batch_size: int):
-        if batch_size % device.world_size():
-            raise BadInput(f"-b {batch_size}: cannot be shared alike by {device.world_size()} processes")
+        if batch_size % processes.world_size():
+            raise BadInput(f"-b {batch_size}: cannot be shared alike by {processes.world_size()} processes")
         self.draw, self.length, self.batch_size = draw, length, batch_size
         self.epoch = self.first = 0
 
@@ -126,7 +126,7 @@ class EpochBatches:
         order = self.draw(self.epoch)
         for start in self._starts()[self.first :]:
             batch = order[start : start + self.batch_size]
-            share = batch[device.rank() :: device.world_size()]
+            share = batch[processes.rank() :: processes.world_size()]
             yield (share if len(share) else batch[:1]).tolist()
 
     def groups(self, accumulation: int) -> Iterator[tuple[list[int], int]]:
@@ -142,7 +142,7 @@ class EpochBatches:
 
     def _share(self, start):
         """How many images of the batch at `start` are this process's."""
-        return len(range(start, min(start + self.batch_size, self.length))[device.rank() :: device.world_size()])
+        return len(range(start, min(start + self.batch_size, self.length))[processes.rank() :: processes.world_size()])
 
 
 @dataclass
@@ -198,12 +198,12 @@ class Loaders:
 
 
 def make_loaders(
-    splits: dict[str, Dataset], args, where: torch.device, subset: np.ndarray, draw, epoch_factor: int = 1
+    splits: dict[str, Dataset], args, device: torch.device, subset: np.ndarray, draw, epoch_factor: int = 1
 ) -> Loaders:
     """Loaders over the splits "train", "val" and "test".
 
     Args:
-        where: device that trains.
+        device: that trains.
         subset: indices of the training images, for their evaluation.
         draw: epoch -> indices of the training images in the order of that epoch.
         epoch_factor: multiplies epochs and milestones.
@@ -213,10 +213,10 @@ def make_loaders(
     names = {"eval": "val", "train": "train", "test": "test"}
     n_loaders = 1 + len(names)
     return Loaders(
-        train=_loader(splits["train"], args, where, batches, n_loaders),
+        train=_loader(splits["train"], args, device, batches, n_loaders),
         batches=batches,
         evaluation={
-            key: ordered_loader(splits[names[key]], args, where, order, n_loaders) for key, order in ordered.items()
+            key: ordered_loader(splits[names[key]], args, device, order, n_loaders) for key, order in ordered.items()
         },
         fingerprint=" ".join(splits[name].fingerprint() for name in names.values()),
         epoch_factor=epoch_factor,
@@ -224,19 +224,19 @@ def make_loaders(
 
 
 def ordered_loader(
-    dataset: Dataset, args, where: torch.device, order: np.ndarray | None = None, n_loaders: int = 1
+    dataset: Dataset, args, device: torch.device, order: np.ndarray | None = None, n_loaders: int = 1
 ) -> DataLoader:
     """Every image once, in order; each process gets its share. `n_loaders` keep worker processes beside each other."""
     order = np.arange(len(dataset)) if order is None else order
-    share = order[device.rank() :: device.world_size()].tolist()
-    batch_size = -(-args.batch_size // device.world_size())
-    return _loader(dataset, args, where, BatchSampler(share, batch_size, drop_last=False), n_loaders)
+    share = order[processes.rank() :: processes.world_size()].tolist()
+    batch_size = -(-args.batch_size // processes.world_size())
+    return _loader(dataset, args, device, BatchSampler(share, batch_size, drop_last=False), n_loaders)
 
 
-def _loader(dataset, args, where, batches, n_loaders):
+def _loader(dataset, args, device, batches, n_loaders):
     """Batches of indices -> batches of images, which a GPU composes itself where the data set tells it how."""
-    if where.type == "cuda" and hasattr(dataset, "batches_on"):
-        composed = dataset.batches_on(where, batches)
+    if device.type == "cuda" and hasattr(dataset, "batches_on"):
+        composed = dataset.batches_on(device, batches)
         if composed is not None:
             return composed
     workers = args.workers and affordable_workers(args.workers, dataset[0][0].nbytes * args.batch_size, n_loaders)
@@ -244,10 +244,10 @@ def _loader(dataset, args, where, batches, n_loaders):
         dataset,
         batch_sampler=batches,
         num_workers=workers,
-        pin_memory=where.type == "cuda",
+        pin_memory=device.type == "cuda",
         persistent_workers=workers > 0,
         worker_init_fn=_start_worker,
-        generator=torch.Generator(),  # else it draws from the global state, which dropout hangs on
+        generator=torch.Generator(),  # else it draws from the global state, which dropout depends on
     )
 
 
@@ -276,7 +276,7 @@ def affordable_workers(wanted: int, batch_bytes: int, n_loaders: int) -> int:
     if room >= (2 * wanted + 2) * batch_bytes:  # each prepares two, two more are in use
         return wanted
     workers = max(0, int(room / batch_bytes - 2) // 2)
-    if device.rank() == 0:
+    if processes.rank() == 0:
         print(
             f"--workers {wanted}: /dev/shm has {room / 1e6:.0f} MB left for batches of {batch_bytes / 1e6:.0f} MB, "
             f"going on with {workers} (for more: a smaller -b, docker run --shm-size)",

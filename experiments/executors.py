@@ -35,7 +35,7 @@ def devices() -> list[dict[str, str]]:
 def run_local(todo: list[Run], jobs: int | None) -> Iterator[tuple[Run, str]]:
     """Each run and how it ended, in the order in which they end; `jobs` at a time, by default one a device.
 
-    On any exception, as of Ctrl-C and SIGTERM, running processes get SIGTERM, which they heed resumably.
+    On any exception, as of Ctrl-C and SIGTERM, running processes get SIGTERM, after which they can be resumed.
     """
     found = devices()
     free = queue.SimpleQueue()

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field, replace
 from itertools import product
 
 from common import cli
-from common.device import PRECISIONS
+from common.processes import PRECISIONS
 from models import POOLINGS
 from models import WIDTHS as NETWORK_WIDTHS
 

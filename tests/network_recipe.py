@@ -17,7 +17,7 @@ def u01(n: int, stream: int) -> np.ndarray:
 
 
 def fill(model: torch.nn.Module) -> torch.nn.Module:
-    """Give the model float32 weights that hang on names, shapes and order of its state alone."""
+    """Give the model float32 weights that depend on names, shapes and order of its state alone."""
     state = model.state_dict()
     for i, (name, tensor) in enumerate(state.items()):
         if not tensor.is_floating_point():

@@ -8,7 +8,7 @@ import torch
 
 import models
 import train
-from common import cli, device
+from common import cli, processes
 from data import loaders
 
 CPU = torch.device("cpu")
@@ -67,9 +67,9 @@ def make_model(args, seed=0):
 def fit(logdir, *flags, n=32, seed=0, dtype=torch.float32, dark=False):
     """Train on squares; returns the model and the best epoch's row."""
     args = make_args(logdir, *flags)
-    where = device.select(args.device, args.precision)
+    device = processes.select(args.device, args.precision)
     model = make_model(args).to(dtype)
-    return model, train.fit(model, make_loaders(args, n, dtype, seed, dark), args, where)
+    return model, train.fit(model, make_loaders(args, n, dtype, seed, dark), args, device)
 
 
 def assert_same_training(a, b, tolerance=1e-6):

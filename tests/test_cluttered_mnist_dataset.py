@@ -79,10 +79,10 @@ def test_a_device_composes_batches_to_the_same_bits(nmnist):
 
 
 def test_only_a_recipe_of_the_canvases_size_is_composed_on_a_device(nmnist, noise):
-    where = torch.device("cpu")
-    assert load(nmnist, source="files")["val"].batches_on(where, []) is None
-    assert load(nmnist, scaling=0.5)["val"].batches_on(where, []) is None
-    assert load(noise)["val"].batches_on(where, []) is None
+    device = torch.device("cpu")
+    assert load(nmnist, source="files")["val"].batches_on(device, []) is None
+    assert load(nmnist, scaling=0.5)["val"].batches_on(device, []) is None
+    assert load(noise)["val"].batches_on(device, []) is None
 
 
 @pytest.mark.parametrize("column", [0, 1])

@@ -101,8 +101,8 @@ def test_killed_run_continues_to_the_same_bytes(small, tmp_path):
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_interrupted_run_says_so_in_one_line(tmp_path, number, code):
     command = [sys.executable, COMMANDS / "generate_data.py", *SMALL, "--canvas", "256", "--out", tmp_path]
-    heed = functools.partial(signal.signal, signal.SIGINT, signal.default_int_handler)  # ignored in background jobs
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=heed)
+    obey = functools.partial(signal.signal, signal.SIGINT, signal.default_int_handler)  # ignored in background jobs
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=obey)
     while not (tmp_path / "train_1.npz").exists():
         time.sleep(0.001)
     process.send_signal(number)

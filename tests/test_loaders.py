@@ -84,10 +84,10 @@ def test_groups_cover_the_epoch_with_a_short_last_one(accumulation):
 
 def test_processes_share_every_batch(monkeypatch):
     whole = [set(batch) for batch in EpochBatches(shuffles(21, 0), 21, batch_size=4)]
-    monkeypatch.setattr("data.loaders.device.world_size", lambda: 2)
+    monkeypatch.setattr("data.loaders.processes.world_size", lambda: 2)
     shares = []
     for rank in range(2):
-        monkeypatch.setattr("data.loaders.device.rank", lambda rank=rank: rank)
+        monkeypatch.setattr("data.loaders.processes.rank", lambda rank=rank: rank)
         batches = EpochBatches(shuffles(21, 0), 21, batch_size=4)
         counted = [n for group, _ in batches.groups(2) for n in group]
         assert len(batches) == len(counted) == 6
@@ -97,7 +97,7 @@ def test_processes_share_every_batch(monkeypatch):
 
 
 def test_processes_must_be_able_to_share_a_batch(monkeypatch):
-    monkeypatch.setattr("data.loaders.device.world_size", lambda: 3)
+    monkeypatch.setattr("data.loaders.processes.world_size", lambda: 3)
     with pytest.raises(BadInput, match="-b 4: cannot be shared alike by 3 processes"):
         EpochBatches(shuffles(21, 0), 21, batch_size=4)
 
@@ -113,7 +113,7 @@ def test_a_gpu_composes_its_batches_itself_where_the_data_set_can():
         def __getitem__(self, i):
             return torch.zeros(1, 8, 8), 0
 
-        def batches_on(self, where, batches):
+        def batches_on(self, device, batches):
             return self.answer
 
     args, composed = argparse.Namespace(batch_size=2, workers=0), object()

@@ -2,7 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from common import device
+from common import processes
 from common.tf32 import Emulation, rounded
 
 CPU = torch.device("cpu")
@@ -49,9 +49,9 @@ def test_products_and_their_gradients_are_those_of_rounded_factors(product, left
 
 def test_only_tf32_is_emulated_and_only_on_a_cpu():
     x, w = random(4, 64), random(8, 64)
-    with device.autocast(CPU, "tf32"):
+    with processes.autocast(CPU, "tf32"):
         assert torch.equal(F.linear(x, w), F.linear(rounded(x), rounded(w)))
         assert torch.equal(x * 3, x.mul(3))
     for where, precision in ((CPU, "float32"), (torch.device("cuda"), "tf32")):
-        with device.autocast(where, precision):
+        with processes.autocast(where, precision):
             assert torch.equal(F.linear(x, w), x @ w.T)

@@ -11,7 +11,7 @@ import torch
 from synthetic import CPU, assert_same_training, environment, fit, make_args, make_loaders, make_model, vector
 
 import train
-from common import checkpoint, device
+from common import checkpoint, processes
 from common.errors import BadInput, WorkFailed
 from common.moments import GradientVariance
 from common.runfolder import RunFolder
@@ -342,7 +342,7 @@ def test_black_background_is_computed_once_or_not_with_the_same_steps(tmp_path, 
 
 
 def test_batch_norm_is_refused_with_several_processes(tmp_path, monkeypatch):
-    monkeypatch.setattr("common.device.world_size", lambda: 2)
+    monkeypatch.setattr("common.processes.world_size", lambda: 2)
     args = make_args(tmp_path, "--norm", "bn")
     with pytest.raises(BadInput, match="--norm bn: batch norm needs whole batches"):
         train.start(make_model(args), args, CPU)
@@ -352,11 +352,11 @@ def test_batch_norm_is_refused_with_several_processes(tmp_path, monkeypatch):
 def test_when_one_process_fails_the_others_say_so_in_one_line(tmp_path):
     script = tmp_path / "job.py"
     script.write_text(
-        "import os, torch\nfrom common import cli, device\nfrom common.errors import BadInput\n"
+        "import os, torch\nfrom common import cli, processes\nfrom common.errors import BadInput\n"
         "def main():\n"
-        "    device.select('cpu')\n"
-        "    if device.rank() == 0: raise BadInput('damaged.npz: not a canvas')\n"
-        "    device.sum_over_processes(torch.ones(1))\n"
+        "    processes.select('cpu')\n"
+        "    if processes.rank() == 0: raise BadInput('damaged.npz: not a canvas')\n"
+        "    processes.sum_over_processes(torch.ones(1))\n"
         "cli.run(main)\n"
     )
     done = launch(script)
@@ -393,9 +393,9 @@ def test_processes_of_torchrun_do_not_share_a_gpu(monkeypatch):
     for name, value in {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(BadInput, match="--device cuda:0: torchrun gives every process a GPU of its own"):
-        device.select("cuda:0")
+        processes.select("cuda:0")
 
 
 def test_unknown_devices_are_named():
     with pytest.raises(BadInput, match="--device cuda:99"):
-        device.select("cuda:99")
+        processes.select("cuda:99")

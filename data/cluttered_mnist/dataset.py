@@ -107,11 +107,11 @@ class ClutteredMNIST(Dataset):
         images = _to_float(np.stack([self.source.canvas(self.numbers[i]) for i in indices])[:, None])  # (B, 1, H, W)
         return list(zip(images, self.labels[indices].tolist(), strict=True))
 
-    def batches_on(self, where: torch.device, batches):
+    def batches_on(self, device: torch.device, batches):
         """Loader that composes the batches on a device; None where images are read from files, zoomed or noise."""
         if self.scaling != 1 or not isinstance(self.source, Recipe) or self.source.scale != 1:
             return None
-        return RenderedBatches(DeviceRenderer(self.source, where), self.numbers, self.labels, batches)
+        return RenderedBatches(DeviceRenderer(self.source, device), self.numbers, self.labels, batches)
 
     @property
     def has_positions(self) -> bool:

@@ -16,10 +16,10 @@ class DeviceRenderer:
     The recipe must have scale 1: zooming is the CPU's.
     """
 
-    def __init__(self, recipe: Recipe, where: torch.device):
-        self.recipe, self.where = recipe, where
-        self.banks = [torch.from_numpy(np.array(recipe.part(name))).to(where) for name in ("pool", "needles")]
-        self.full_scale = torch.tensor(255.0, device=where)  # by a number, a GPU would multiply with its reciprocal
+    def __init__(self, recipe: Recipe, device: torch.device):
+        self.recipe, self.device = recipe, device
+        self.banks = [torch.from_numpy(np.array(recipe.part(name))).to(device) for name in ("pool", "needles")]
+        self.full_scale = torch.tensor(255.0, device=device)  # by a number, a GPU would multiply with its reciprocal
 
     def __call__(self, numbers: Sequence[int]) -> Tensor:
         """The images of these numbers, (B, 1, H, W) float32 in [0, 1]."""
@@ -31,8 +31,8 @@ class DeviceRenderer:
 
     def _send(self, array):
         tensor = torch.from_numpy(array)
-        tensor = tensor.pin_memory() if self.where.type == "cuda" else tensor
-        return tensor.to(self.where, non_blocking=True)
+        tensor = tensor.pin_memory() if self.device.type == "cuda" else tensor
+        return tensor.to(self.device, non_blocking=True)
 
 
 class RenderedBatches:

@@ -12,7 +12,7 @@ import torch
 from synthetic import environment, make_args, make_loaders, make_model
 
 import train
-from common import checkpoint, device, runfolder, signals
+from common import checkpoint, processes, runfolder, signals
 from common.errors import BadInput, WorkFailed
 from reliability.harness import assert_same_run
 
@@ -217,12 +217,14 @@ def test_a_second_run_on_a_log_folder_names_the_first(tmp_path):
 def test_no_part_of_a_network_refuses_the_deterministic_kernels(tmp_path, pooling):
     """On a CPU; the kernels of a GPU may still."""
     try:
-        device.select("cpu", deterministic=True)
+        processes.select("cpu", deterministic=True)
         runs = [tmp_path / name for name in ("one", "two")]
         for logdir in runs:
             args = make_args(logdir, "-e", 1, "--width", "-4", "--pooling", pooling, "--deterministic")
-            train.fit(make_model(args), make_loaders(args), args, device.select("cpu", "float32", args.deterministic))
+            train.fit(
+                make_model(args), make_loaders(args), args, processes.select("cpu", "float32", args.deterministic)
+            )
             assert torch.are_deterministic_algorithms_enabled()
         assert_same_run(*runs)
     finally:
-        device.select("cpu")
+        processes.select("cpu")

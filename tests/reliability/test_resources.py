@@ -11,7 +11,7 @@ import pytest
 from synthetic import make_args, make_loaders, make_model
 
 import train
-from common import checkpoint, cli, device, files
+from common import checkpoint, cli, files, processes
 from data.cluttered_mnist import generate_data
 from reliability import sandbox
 
@@ -40,7 +40,7 @@ def disk(tmp_path):
 def fit(logdir, *flags):
     """Train on squares, as a command."""
     args = make_args(logdir, "--width", "-4", *flags)
-    train.fit(make_model(args), make_loaders(args), args, device.select("cpu"))
+    train.fit(make_model(args), make_loaders(args), args, processes.select("cpu"))
 
 
 def run_fit(logdir, *flags):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.cuda._utils import _get_device_index
 
-from common import device
+from common import processes
 from common.errors import BadInput
 
 GPUS = 4
@@ -35,19 +35,19 @@ def test_a_gpu_is_chosen_by_its_index(name, rank, index, gpus, monkeypatch):
     """Without one, it is the current GPU or that of torchrun's process."""
     if rank is not None:
         monkeypatch.setenv("LOCAL_RANK", str(rank))
-    assert device.select(name) == torch.device("cuda", index)
+    assert processes.select(name) == torch.device("cuda", index)
     assert gpus == [index]
 
 
 def test_a_gpu_too_many_is_named(gpus, monkeypatch):
     with pytest.raises(BadInput, match="--device cuda:4: cannot be used: CUDA error: invalid device ordinal"):
-        device.select("cuda:4")
+        processes.select("cuda:4")
     monkeypatch.setenv("LOCAL_RANK", "7")
     with pytest.raises(BadInput, match="--device cuda:7: cannot be used"):
-        device.select("auto")
+        processes.select("auto")
     assert not gpus
 
 
 def test_the_cpu_stays_the_cpu_beside_gpus(gpus):
-    assert device.select("cpu") == torch.device("cpu")
+    assert processes.select("cpu") == torch.device("cpu")
     assert not gpus
