@@ -27,6 +27,8 @@ from common.files import (
 from data import loaders
 from data.camelyon import dataset as camelyon
 from data.cluttered_mnist import dataset as mnist
+from models import needle
+from models.classifier import NeedleClassifier
 from models.saliency import saliency_maps
 
 DATA = {"mnist": mnist, "camelyon": camelyon}
@@ -55,7 +57,7 @@ def parse_args(argv=None):
     loaders.add_flags(parser)
     processes.add_flags(parser)
     parser.add_argument("--seed", type=cli.natural, help="seed that chooses the crops of a class (default: the run's)")
-    models.add_flags(parser)
+    needle.add_flags(parser)
     # the network and its input come from the checkpoint; a flag may only repeat it
     parser.set_defaults(kernel3=None, width=None, pooling=None, norm=None, dropout=None, data_scaling=None)
     return parser.parse_args(argv)
@@ -79,14 +81,14 @@ def main(argv=None):
     print(f"maps, overlays, pred.csv and contact_sheet.png in {maps.target}")
 
 
-def load_model(args) -> tuple[models.NeedleClassifier, float]:
+def load_model(args) -> tuple[NeedleClassifier, float]:
     """The best network of args.logdir, and the factor on its input: 255 for the first release's nCAMELYON networks.
 
     Fills the arguments that the checkpoint decides. BadInput for a flag that contradicts it.
     """
     path = args.logdir / checkpoint.BEST
     content, first_release = checkpoint.load_any(path)
-    config = models.read_config(content["config"], first_release, path)
+    config = needle.read_config(content["config"], first_release, path)
     if config.in_channels != IN_CHANNELS[args.datatype]:
         raise BadInput(f"--datatype {args.datatype}: the network in {path} takes {config.in_channels} channels")
     for name in ("kernel3", "width", "pooling", "norm", "dropout"):
@@ -95,7 +97,7 @@ def load_model(args) -> tuple[models.NeedleClassifier, float]:
             raise BadInput(f"--{name} {asked}: the network in {path} has {found}; leave the flag out")
     with checkpoint.errors_name(path):
         take_data_flags(args, content["config"] if first_release else content["args"], path)
-        model = models.build_model(config)
+        model = models.build(config.to_dict())
         checkpoint.load_weights(model, content["state_dict"], path)
     return model, 255.0 if first_release and args.datatype == "camelyon" else 1.0
 

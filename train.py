@@ -9,13 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-import models
 from common import cli, metrics, processes, runfolder
 from common.errors import BadInput, WorkFailed
 from common.moments import GradientVariance
 from common.optimizers import Resumable
 from common.runfolder import RunFolder
 from data.loaders import Loaders
+from models import needle
 
 MILESTONES = (80, 120, 160)  # epochs after which the learning rate falls tenfold
 NEEDLES_BATCH = 32  # of Pawlowski 2019
@@ -310,7 +310,7 @@ def describe(learner: Learner, loaders: Loaders, args) -> None:
         return
     effective, factor = effective_batch(args), loaders.epoch_factor
     note = "" if effective == NEEDLES_BATCH else f" (the paper: {NEEDLES_BATCH})"
-    print(models.describe(learner.model))
+    print(needle.describe(learner.model))
     print(f"batch {args.batch_size} x accumulation {max(1, args.delayed_step)} = {effective}{note}")
     epochs = f"{args.epochs} epochs"
     if factor > 1:

@@ -2,18 +2,18 @@
 
 import numpy as np
 
-import models
 import train
 from common import cli, processes
 from data import loaders
 from data.camelyon import dataset
+from models import needle
 
 
 def parse_args(argv=None):
     parser = cli.ArgumentParser(description=__doc__)
     dataset.add_flags(parser)
     loaders.add_flags(parser)
-    models.add_flags(parser, receptive_field=9)  # the paper's best for nCAMELYON
+    needle.add_flags(parser, receptive_field=9)  # the paper's best for nCAMELYON
     train.add_flags(parser)
     return parser.parse_args(argv)
 
@@ -24,7 +24,7 @@ def main(argv=None):
     splits = dataset.load_splits(args)
     loaders.verify(args, args.pos_path, args.neg_path)
     processes.seed_everything(args.seed)  # before the weights are drawn
-    model = models.build_model(models.ModelConfig.from_args(args, in_channels=3))
+    model = needle.build_model(needle.ModelConfig.from_args(args, in_channels=3))
     size = len(splits["train"])
     draw = loaders.shuffles(size, args.seed)
     train.fit(model, loaders.make_loaders(splits, args, device, np.arange(size), draw), args, device)

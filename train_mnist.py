@@ -1,10 +1,10 @@
 """Train the needle classifier on nMNIST canvases: train_mnist.py --data_path nmnist_256 --logdir runs/256"""
 
-import models
 import train
 from common import cli, processes
 from data import loaders
 from data.cluttered_mnist import dataset
+from models import needle
 
 
 def parse_args(argv=None):
@@ -12,7 +12,7 @@ def parse_args(argv=None):
     dataset.add_flags(parser)
     loaders.add_flags(parser)
     loaders.add_balance_flags(parser)
-    models.add_flags(parser, receptive_field=33)  # the paper's best for nMNIST
+    needle.add_flags(parser, receptive_field=33)  # the paper's best for nMNIST
     train.add_flags(parser)
     return parser.parse_args(argv)
 
@@ -23,7 +23,7 @@ def main(argv=None):
     splits = dataset.load_splits(args)
     loaders.verify(args, args.data_path)
     processes.seed_everything(args.seed)  # before the weights are drawn
-    model = models.build_model(models.ModelConfig.from_args(args, in_channels=1))
+    model = needle.build_model(needle.ModelConfig.from_args(args, in_channels=1))
     labels = splits["train"].labels
     subset = loaders.training_subset(labels, args.num_examples, args.data_balance)
     draw = loaders.balanced_draws(labels, subset, args.seed)

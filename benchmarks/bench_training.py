@@ -20,12 +20,12 @@ import numpy as np
 import torch
 from baseline import BaselineFiles, BaselineNetwork, BaselineTraining
 
-import models
 import train
 import train_mnist
 from common import cli, processes
 from data.cluttered_mnist import dataset, digits, generate_data
 from data.loaders import EpochBatches, Loaders, make_loaders, shuffles
+from models import needle
 
 STEPS = 4  # in a turn
 HEADER = " RF width canvas batch version          | images/s ratio |  GFLOP     GB roofline | peak MB"
@@ -153,7 +153,7 @@ def train_epoch(learner: train.Learner, loaders: Loaders) -> None:
 def make_network(field: str, width: int):
     """The network of all versions, with the same weights."""
     processes.seed_everything(0)
-    return models.build_model(models.ModelConfig(1, models.parse_kernel3(field), width))
+    return needle.build_model(needle.ModelConfig(1, needle.parse_kernel3(field), width))
 
 
 def compare(images: Images, field: str, width: int, rounds: int, rates: dict[str, measure.Rates]) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 
 from experiments.figures import LABELS
 from experiments.results import LEVELS, smallest_sets
-from models import POOLINGS
+from models.needle import POOLINGS
 
 GOOD, LEARNT = 0.7, 0.6  # accuracies that count as "reasonable", and as above chance
 TINY = 1.5  # O2I in percent below which objects count as small

@@ -8,7 +8,7 @@ import numpy as np
 from common.files import atomic_open, make_folder, make_subfolder
 from experiments.figures import LABELS, Figure, View
 from experiments.results import LEVELS, smallest_sets, validation_means
-from models import POOLINGS
+from models.needle import POOLINGS
 
 CHANCE = 0.5
 POINT = ("data", "canvas", "ratio", "num_examples", "balance", "receptive_field", "pooling", "width", "precision")

@@ -16,11 +16,11 @@ def network(point: Point):
     """The point's network without memory for its weights."""
     import torch
 
-    import models
+    from models import needle
 
-    channels, kernel3 = 3 if point.data in CROP_DATA else 1, models.parse_kernel3(str(point.receptive_field))
+    channels, kernel3 = 3 if point.data in CROP_DATA else 1, needle.parse_kernel3(str(point.receptive_field))
     with torch.device("meta"):
-        return models.build_model(models.ModelConfig(channels, kernel3, point.width, point.pooling))
+        return needle.build_model(needle.ModelConfig(channels, kernel3, point.width, point.pooling))
 
 
 @functools.cache

@@ -5,8 +5,8 @@ from itertools import product
 
 from common import cli
 from common.processes import PRECISIONS
-from models import POOLINGS
-from models import WIDTHS as NETWORK_WIDTHS
+from models.needle import POOLINGS
+from models.needle import WIDTHS as NETWORK_WIDTHS
 
 CANVASES = (64, 128, 256, 512, 1024)  # px; O2I 19.1, 4.8, 1.2, 0.3 and 0.075 %
 SIZES = (1400, 2819, 5638, 7500, 11276, 22552)  # training images

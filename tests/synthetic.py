@@ -6,10 +6,10 @@ import os
 import numpy as np
 import torch
 
-import models
 import train
 from common import cli, processes
 from data import loaders
+from models import needle
 
 CPU = torch.device("cpu")
 
@@ -45,7 +45,7 @@ def make_args(logdir, *flags):
     parser = cli.ArgumentParser()
     loaders.add_flags(parser)
     loaders.add_balance_flags(parser)
-    models.add_flags(parser)
+    needle.add_flags(parser)
     train.add_flags(parser)
     defaults = ["--width", "-2", "--workers", "0", "-b", "8", "-e", "2", "--lr", "1e-3", "--device", "cpu"]
     return parser.parse_args([*defaults, "--logdir", str(logdir), *map(str, flags)])
@@ -61,7 +61,7 @@ def make_loaders(args, n=32, dtype=torch.float32, seed=0, dark=False):
 
 def make_model(args, seed=0):
     torch.manual_seed(seed)
-    return models.build_model(models.ModelConfig.from_args(args, in_channels=1))
+    return needle.build_model(needle.ModelConfig.from_args(args, in_channels=1))
 
 
 def fit(logdir, *flags, n=32, seed=0, dtype=torch.float32, dark=False):

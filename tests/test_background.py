@@ -6,8 +6,9 @@ import torch
 import torch.nn.functional as F
 
 from data.cluttered_mnist import digits, placements, render
-from models import POOLINGS, ModelConfig, background, build_model
+from models import background
 from models.bagnet import KERNEL3_BY_RECEPTIVE_FIELD
+from models.needle import POOLINGS, ModelConfig, build_model
 
 
 def make_network(seed=0, dtype=torch.float64, **settings):

@@ -13,10 +13,10 @@ import pytest
 import torch
 from reliability import sandbox
 
-import models
 from common import checkpoint, torch_format
 from common.errors import BadInput
-from models import ModelConfig, build_model
+from models import needle
+from models.needle import ModelConfig, build_model
 
 
 def old_checkpoint(model):
@@ -36,7 +36,7 @@ def test_first_release_checkpoints_are_read(tmp_path, zipped):
     model = build_model(ModelConfig(1, (1, 1, 0, 0), -2, "attention"))
     torch.save(old_checkpoint(model), tmp_path / "best.pth", _use_new_zipfile_serialization=zipped)
     content, is_old = checkpoint.load_any(tmp_path / "best.pth")
-    config = models.read_config(content["config"], is_old, "best.pth")
+    config = needle.read_config(content["config"], is_old, "best.pth")
     assert is_old
     assert config == model.config
     assert content["config"]["lr"] == 5e-5
@@ -260,7 +260,7 @@ def test_what_a_checkpoint_lacks_is_said(tmp_path, content, said):
 
 def test_kernel3_is_read_as_text_too_and_quoted_as_it_is():
     flags = {"input_channels": 1, "network_width": -4, "network_att_type": "max_forward"}
-    assert models.read_config({**flags, "kernel3": "1_1_0_0"}, True, "a.pth").kernel3 == (1, 1, 0, 0)
+    assert needle.read_config({**flags, "kernel3": "1_1_0_0"}, True, "a.pth").kernel3 == (1, 1, 0, 0)
     for wrong in ("1_9", (1, 2), 7):
         with pytest.raises(BadInput, match=re.escape(repr(wrong))):
-            models.read_config({**flags, "kernel3": wrong}, True, "a.pth")
+            needle.read_config({**flags, "kernel3": wrong}, True, "a.pth")

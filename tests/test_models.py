@@ -7,10 +7,10 @@ import torch
 import torch.nn.functional as F
 from network_recipe import fill, make_input, u01
 
-import models
 from common.errors import BadInput
-from models import ModelConfig, build_model
+from models import needle
 from models.bagnet import KERNEL3_BY_RECEPTIVE_FIELD, BagNet, receptive_field
+from models.needle import ModelConfig, build_model
 from models.saliency import saliency_maps
 
 REFERENCE = json.loads((Path(__file__).parent / "reference" / "network.json").read_text())
@@ -120,7 +120,7 @@ def test_one_cell_sees_exactly_its_receptive_field(field):
     assert torch.equal(extractor(outside)[0, :, h, w], embedding[0, :, h, w])
 
 
-@pytest.mark.parametrize(("norm", "pooling"), list(itertools.product(models.NORMS, models.POOLINGS)))
+@pytest.mark.parametrize(("norm", "pooling"), list(itertools.product(needle.NORMS, needle.POOLINGS)))
 @pytest.mark.parametrize("size", [(11, 11), (64, 64), (45, 30)])
 def test_every_norm_and_pooling_takes_any_size(norm, pooling, size):
     for field, channels in ((9, 3), (33, 1), (177, 3)):
@@ -180,5 +180,5 @@ def test_dropout_acts_in_training_only():
 
 
 def test_receptive_field_and_kernel3_flags_mean_the_same():
-    assert models.parse_kernel3("9") == models.parse_kernel3("1_1_0_0") == (1, 1, 0, 0)
-    assert models.parse_pooling("soft_mil_att_forward") == models.parse_pooling("attention")
+    assert needle.parse_kernel3("9") == needle.parse_kernel3("1_1_0_0") == (1, 1, 0, 0)
+    assert needle.parse_pooling("soft_mil_att_forward") == needle.parse_pooling("attention")

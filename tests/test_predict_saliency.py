@@ -12,7 +12,7 @@ import predict_saliency
 import train_mnist
 from common.errors import BadInput
 from data.cluttered_mnist import generate_data
-from models import ModelConfig, build_model
+from models.needle import ModelConfig, build_model
 from models.saliency import saliency_maps
 from predict_saliency import detection, object_mask
 
