@@ -1,4 +1,4 @@
-"""Every command of the README runs as printed, small; wrong input ends in one line and exit code 2."""
+"""Every command of README and docs/ runs as printed, small; wrong input ends in one line and exit code 2."""
 
 import os
 import re
@@ -12,11 +12,23 @@ import time
 from pathlib import Path
 
 import pytest
+from synthetic import environment
 
 from experiments import demo
 
 ROOT = Path(__file__).parent.parent
-SMALLER = {  # flag -> value that replaces the README's: paths, sizes, epochs and width only
+PAGES = ("README.md", "docs/FORMATS.md", "docs/RELIABILITY.md", "docs/SCALING.md")  # in the order of reading
+NOTES = """data/cluttered_mnist/generate_data.py --digit-clutter --distortion-num 25 --patch-size 64 --type detection
+    --canvas 256 --out DIR --mnist MNIST_DIR
+data/cluttered_mnist/generate_noise_data.py --canvas 256 --num_train 11276 --out DIR
+extract_basic_pos_crops.py --data ANNOTATIONS --base_path TRAINING --save_dir DIR --size 512
+    --low_roir 0.1 --high_roir 0.5
+extract_basic_neg_crops.py --label_path LABELS --base_path TRAINING --save_dir DIR --size 256
+train_mnist.py --data_path DIR --logdir LOGS -b 32 -e 200 --delayed_step 4
+train_camelyon.py --pos_path POS --neg_path NEG --logdir LOGS -b 8 -e 50 --delayed_step 4
+predict_saliency.py --logdir LOGS --datatype mnist --data_path DIR
+predict_saliency.py --logdir LOGS --datatype camelyon --pos_path POS --neg_path NEG"""  # what users have in theirs
+SMALLER = {  # flag -> value that replaces the pages': paths, sizes, epochs and width only
     "--mnist": "digits",
     "--canvas": "32",
     "--patch-size": "32",
@@ -27,18 +39,20 @@ SMALLER = {  # flag -> value that replaces the README's: paths, sizes, epochs an
     "--num_test": "4",
     "--num_examples": "64",
     "--size": "64",
+    "--k": "2",
     "-e": "1",
     "--epochs": "1",
     "--width": "-2",
 }
-SWEEP = "--canvas 40 --num_examples 11276 --seeds 1 --epochs 1"  # all images the digits give, once
+SWEEP = "--canvas 40 --num_examples 260 --width -4 --seeds 1 --epochs 1"  # all images the digits give
 PATHS = {"CAMELYON17": "slides", "level3_size_512": "level3_size_64"}
 TRAINED = ("train_mnist.py", "train_camelyon.py")
 
 
 def readme_commands():
-    """The python lines of the README's shell blocks, in order."""
-    blocks = re.findall(r"```sh\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.S)
+    """The python lines of the shell blocks of README and docs/, in order."""
+    pages = "".join((ROOT / page).read_text() for page in PAGES)
+    blocks = re.findall(r"```sh\n(.*?)```", pages, flags=re.S)
     lines = "".join(blocks).replace("\\\n", " ").splitlines()
     return [line for line in lines if line.startswith(("python ", "torchrun "))]
 
@@ -69,7 +83,7 @@ def run_here(words):
 
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory):
-    """An empty folder that the README's commands share, in their order."""
+    """An empty folder that the pages' commands share, in their order."""
     return tmp_path_factory.mktemp("readme")
 
 
@@ -77,6 +91,24 @@ def test_the_readme_has_the_commands_users_know():
     printed = " ".join(readme_commands())
     for script in (*(path.name for path in ROOT.glob("*.py") if path.name != "train.py"), "generate_noise_data.py"):
         assert script in printed
+
+
+@pytest.mark.parametrize("note", NOTES.replace("\n    ", " ").splitlines())
+def test_a_command_in_users_notes_is_printed_but_for_its_paths(note):
+    def parts(line):  # script, flags and their values; a path is in capitals
+        return {word for word in line.split() if not word.isupper()}
+
+    assert any(parts(note) <= parts(line) for line in readme_commands())
+
+
+def test_the_pages_read_are_all_there_are():
+    assert {*PAGES[1:]} == {f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")}
+
+
+def test_every_script_in_the_readmes_table_is_run():
+    named = re.findall(r"\| `python (\S+)", (ROOT / "README.md").read_text())
+    assert named
+    assert {*named} <= {line.split()[1] for line in readme_commands() if line.startswith("python ")}
 
 
 @pytest.mark.slow
@@ -230,7 +262,7 @@ def test_a_signal_that_arrives_in_a_destructor_is_not_lost(tmp_path):
         "    time.sleep(5)\n"
         "cli.run(main)\n"
     )
-    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    env = environment(ROOT)
     done = subprocess.run([sys.executable, script], env=env, stderr=subprocess.PIPE, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (143, "job.py: terminated; the same command continues\n")
 
