@@ -87,7 +87,18 @@ def place(tmp_path_factory):
         train_mnist.main([*TRAIN, "--data_path", str(place / "recipe"), "--logdir", str(place / "run" / "out")])
         write_crops(place / "crops")
         write_slides(place / "slides")
+        write_used(place)
         yield place
+
+
+def write_used(place):
+    """What commands continue or explain: a data set beside its digits, a cut slide, a run on crops."""
+    shutil.copytree(place / "mnist", place / "again" / "mnist")
+    generate_data.main([str(word) for word in generate_again(place / "again")[1]])
+    shutil.copytree(place / "slides", place / "cut")
+    extract_basic_pos_crops.main([str(word) for word in cut_outlined(place / "cut")[1]])
+    shutil.copytree(place / "crops", place / "crop_run")
+    train_camelyon.main([str(word) for word in train_crops(place / "crop_run")[1]])
 
 
 def write_mnist(folder):
@@ -138,6 +149,10 @@ def generate(work):
     return generate_data.main, [*SMALL.split(), "--mnist", work, "--out", work / "out", "--format", "none"]
 
 
+def generate_again(work):
+    return generate_data.main, [*SMALL.split(), "--mnist", work / "mnist", "--out", work / "out", "--format", "npz"]
+
+
 def train(work):
     return train_mnist.main, ["--data_path", work, "--logdir", work / "out", *TRAIN]
 
@@ -161,6 +176,11 @@ def resume(work):
 def explain(work):
     flags = ["--datatype", "mnist", "--data_path", work / "data", "--logdir", work / "out", "--overlays", "1"]
     return predict_saliency.main, [*flags, "--workers", "0", "--device", "cpu", "-b", "8"]
+
+
+def explain_crops(work):
+    flags = ["--datatype", "camelyon", "--pos_path", work / "pos", "--neg_path", work / "neg", "--overlays", "1"]
+    return predict_saliency.main, [*flags, "--logdir", work / "out", "--workers", "0", "--device", "cpu", "-b", "8"]
 
 
 def cut_outlined(work, annotations="annotations"):
@@ -194,6 +214,16 @@ ATTACKS = {  # what is attacked -> the folder of good input, the files to choose
     "tiff_mask": ("slides", "masks/*.tif", cut_masked),
     "tiff_slide": ("slides", "training/*/*.tif", cut_outlined),
     "labels": ("slides", "labels.csv", cut_healthy),
+    "data set continued": ("again", "out/**/*.*", generate_again),
+    "crop folder continued": ("cut", "out/**/*.*", cut_outlined),
+    "masks explained": ("crop_run", "pos/valid/*.npy", explain_crops),
+    "run explained": ("crop_run", "out/best_checkpoint.pth", explain_crops),
+}
+STRANGE = {
+    "a named pipe": os.mkfifo,
+    "a folder": os.mkdir,
+    "a device": lambda path: path.symlink_to("/dev/zero"),
+    "a link to itself": lambda path: path.symlink_to(path),
 }
 
 
@@ -215,6 +245,17 @@ def test_the_good_input_passes(place, tmp_path, kind):
     assert attack(place, tmp_path, kind, lambda files: None).code == 0
 
 
+@pytest.mark.parametrize("thing", STRANGE)
+@pytest.mark.parametrize("kind", ATTACKS)
+def test_what_is_no_plain_file_is_refused_and_never_waited_on(place, tmp_path, kind, thing):
+    def replace_file(files):
+        path = next(path for path in files if path.is_file())
+        path.unlink()
+        STRANGE[thing](path)
+
+    assert attack(place, tmp_path, kind, replace_file).code in (1, 2)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ATTACKS)
 def test_mutated_files(place, tmp_path, kind):
@@ -224,6 +265,7 @@ def test_mutated_files(place, tmp_path, kind):
     @given(mutations(), st.integers(0, 2**16))
     def fuzz(mutate, which):
         def damage(files):
+            files = [path for path in files if path.is_file()]
             path = files[which % len(files)]
             path.write_bytes(mutate(path.read_bytes()))
 
