@@ -1,4 +1,5 @@
 import os
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -116,6 +117,40 @@ def test_groups_and_types_of_asap(tmp_path):
     )
 
 
+def grouped(group, *groups):
+    """An ASAP file of one square in a group, with these (name, parent) groups."""
+    listed = "".join(f'<Group Name="{name}" PartOfGroup="{parent}"/>' for name, parent in groups)
+    text = xml(("Polygon", group, SQUARE))
+    return text.replace("</Annotations>", f"</Annotations><AnnotationGroups>{listed}</AnnotationGroups>")
+
+
+@pytest.mark.parametrize(
+    ("text", "lesions", "cut_outs"),
+    [
+        (grouped(" metastases "), 1, 0),
+        (grouped("macro", ("macro", "metastases"), ("metastases", "None")), 1, 0),
+        (grouped("a", ("c", " Tumor"), ("b ", "c"), ("a", "B")), 1, 0),
+        (grouped("hole", ("hole", "normal")), 0, 1),
+        (grouped("normal", ("normal", "metastases")), 0, 1),  # the nearest group decides
+        (grouped("a", ("a", "b"), ("b", "a")), 0, 0),
+        (grouped("a", ("a", "a")), 0, 0),
+        (grouped("None", ("", "metastases")), 0, 0),
+    ],
+)
+def test_a_group_means_what_the_first_known_one_above_it_means(tmp_path, text, lesions, cut_outs):
+    (tmp_path / "a.xml").write_text(text)
+    found = annotations.read_xml(tmp_path / "a.xml")
+    assert (len(found[0]), len(found[1])) == (lesions, cut_outs)
+    assert sum(found[2].values()) == 1 - lesions - cut_outs
+
+
+def test_decimal_commas_are_read(tmp_path):
+    points = [(x + 0.5, y + 0.25) for x, y in SQUARE]
+    text = xml(("Polygon", "Tumor", [(str(x).replace(".", ","), str(y).replace(".", ",")) for x, y in points]))
+    (tmp_path / "a.xml").write_text(text)
+    assert (annotations.read_xml(tmp_path / "a.xml")[0][0] == points).all()
+
+
 def test_an_outline_between_pixels_is_counted():
     mask = annotations.mask_from_polygons([np.array([(1, 1), (3, 1), (3, 3)])], [], 3, SHAPE)
     assert mask.lesions() == []
@@ -134,7 +169,11 @@ BOMB = '<!DOCTYPE a [<!ENTITY b "bbbb"><!ENTITY c "&b;&b;&b;">]><ASAP_Annotation
         ("<html><body>404</body></html>", "expected ASAP_Annotations, found html"),
         (xml(("Polygon", "Tumor", [(0, "nan"), (1, 1), (2, 2)])), "coordinate"),
         (xml(("Polygon", "Tumor", [(0, "1e300"), (1, 1), (2, 2)])), "coordinate"),
-        (xml(("Polygon", "Tumor", SQUARE)).replace("Order", "Rank"), "coordinate"),
+        (xml(("Polygon", "Tumor", SQUARE)).replace("Order", "Rank"), "coordinate.*Order None, X '0'"),
+        (xml(("Polygon", "Tumor", [("512;5", 1), (1, 1), (2, 2)])), "coordinate.*'512;5'"),
+        (xml(*[("Polygon", "Tumor", SQUARE[:3])] * 10_001), "more than 10,000 outlines"),
+        (f'<ASAP_Annotations a="{"a" * 2**24}"/>', "expected 16,777,216 at most"),
+        (f"<ASAP_Annotations>{' ' * 2**24}</ASAP_Annotations>", "expected 16,777,216 at most"),
     ],
 )
 def test_unusable_xml_is_named_in_one_line(tmp_path, text, complaint):
@@ -151,3 +190,27 @@ def test_memory_hangs_on_outlines_not_on_area():
     mask = annotations.mask_from_polygons([ring], [], 0, (side, side))
     assert len(mask.runs.rows) == side
     assert mask.lesions()[0].area == side**2
+
+
+def test_many_outlines_may_not_cross_more_rows_together_than_one(monkeypatch):
+    ring = np.array([(0, 0), (80, 0), (80, 80), (0, 80)])  # 10 rows down and 10 up
+    monkeypatch.setattr(annotations, "MAX_CROSSINGS", 100)
+    assert annotations.mask_from_polygons([ring] * 4, [ring], 3, SHAPE).lesions() == []
+    with pytest.raises(BadInput, match="cross 120 rows of pixels, expected 100 at most"):
+        annotations.mask_from_polygons([ring] * 4, [ring] * 2, 3, SHAPE)
+
+
+@pytest.mark.parametrize("item", ["<a/>" * 1000, "<a " + " ".join(f"a{i}=''" for i in range(1000)) + "/>"])
+def test_elements_and_attributes_are_counted(tmp_path, monkeypatch, item):
+    monkeypatch.setattr(annotations, "MAX_ELEMENTS", 1000)
+    (tmp_path / "a.xml").write_text(f"<ASAP_Annotations>{item}</ASAP_Annotations>")
+    with pytest.raises(BadInput, match=r"a\.xml: has more than 1,000 elements"):
+        annotations.read_xml(tmp_path / "a.xml")
+
+
+def test_long_attributes_are_read_once(tmp_path):
+    path = tmp_path / "a.xml"
+    path.write_text(f'<ASAP_Annotations a="{"a" * 8_000_000}"/>')
+    started = time.process_time()
+    annotations.read_xml(path)
+    assert time.process_time() - started < 1

@@ -49,6 +49,21 @@ def test_reasons_for_a_lesion_without_positions():
     assert crops.in_range(np.array([[64, 128]]), SIZE, 0.25, 0.5) == crops.NONE_BETWEEN  # strictly between
 
 
+def test_the_size_that_fits_most_lesions_is_found():
+    rng = np.random.default_rng(4)
+    for low, high in [(0.1, 0.5), (0.01, 0.1), (0, 0.3), (0.5, 1)]:
+        sides = rng.integers(1, 60, 40)
+        areas = np.ceil(sides**2 * rng.uniform(0.2, 1, 40))
+
+        def fitting(size, areas=areas, sides=sides, low=low, high=high):
+            share = areas / size**2
+            return ((sides <= size) & (share > low) & (share < high)).sum()
+
+        size, n = crops.size_that_fits(areas, sides, low, high)
+        assert n == fitting(size) == max(map(fitting, range(1, 300)))
+    assert crops.size_that_fits(np.array([1]), np.array([30]), 0.1, 0.5) == (0, 0)
+
+
 def test_positions_repeat_only_when_there_are_too_few():
     valid = np.zeros((4, 5), bool)
     valid[1, 1:4] = True

@@ -1,6 +1,9 @@
 import argparse
 import json
+import os
+import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -132,6 +135,56 @@ def test_mixed_sizes_are_refused(args):
         load_splits(args)
     write_crops(args.pos_path, True, {"train": 5}, side=SIDE * 2)
     with pytest.raises(BadInput, match="differ in size"):
+        load_splits(args)
+
+
+@pytest.mark.parametrize("odd", [0, 3, 8])
+def test_the_odd_one_out_is_named_wherever_it_stands(args, odd):
+    names = [args.pos_path / f"patient_{i:03}_node_0_3_1_0_img.npy" for i in range(5)]
+    names += sorted(args.neg_path.glob("*.npy"))[:5]
+    np.save(names[odd], np.zeros((SIDE + 1, SIDE + 1, 3), np.uint8))
+    files = [[path.name for path in part] for part in (names[:5], names[5:])]
+    with pytest.raises(BadInput, match=rf"{names[odd].name}: expected .*\(8, 8, 3\) like 9 others, found \(9, 9, 3\)"):
+        CamelyonCrops(args.pos_path, files[0], args.neg_path, files[1], 1)
+
+
+def test_crops_that_are_no_squares_are_refused(args):
+    for path in [*args.pos_path.glob("*_img.npy"), *args.neg_path.glob("*.npy")]:
+        np.save(path, np.zeros((SIDE, SIDE + 1, 3), np.uint8))
+    with pytest.raises(BadInput, match=r"expected a crop of shape \(S, S, 3\), found \(8, 9, 3\)"):
+        load_splits(args)
+
+
+def test_the_disk_is_asked_once_whether_masks_were_kept(args, monkeypatch):
+    train, asked = load_splits(args)["train"], []
+    monkeypatch.setattr("os.path.lexists", lambda path: asked.append(path) or True)
+    assert all(train.has_positions for _ in range(100))
+    assert len(asked) == 5
+
+
+@pytest.mark.parametrize("flag", ["pos_path", "neg_path"])
+def test_the_folder_below_is_named_when_it_was_meant(args, tmp_path, flag):
+    shutil.move(getattr(args, flag), tmp_path / "crops" / "level3")
+    setattr(args, flag, tmp_path / "crops")
+    with pytest.raises(BadInput, match=r"crops: no (positive|negative) crops in it; level3 below it holds some"):
+        load_splits(args)
+
+
+def put_device(path):
+    path.symlink_to("/dev/zero")
+
+
+def put_link_to_itself(path):
+    path.symlink_to(path)
+
+
+@pytest.mark.parametrize("name", ["crops.csv", "patient_000_node_0_3_1_0_img.npy"])
+@pytest.mark.parametrize("put", [os.mkfifo, Path.mkdir, put_device, put_link_to_itself])
+def test_what_is_no_file_is_named_and_not_waited_on(args, name, put):
+    path = args.pos_path / name
+    path.unlink(missing_ok=True)
+    put(path)
+    with pytest.raises(BadInput, match=re.escape(str(path))):
         load_splits(args)
 
 

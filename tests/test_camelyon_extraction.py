@@ -1,7 +1,10 @@
+import functools
 import json
 import os
+import re
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import time
@@ -18,7 +21,7 @@ import extract_basic_neg_crops as negatives
 import extract_basic_pos_crops as positives
 from common.errors import BadInput
 from common.manifest import Manifest
-from data.camelyon import annotations, make_slides, slides
+from data.camelyon import annotations, extraction, make_slides, slides
 
 SIZE, K = 64, 5
 RANGE = (0.01, 0.1)
@@ -160,15 +163,18 @@ def test_a_second_run_does_nothing_and_says_so(tree, cut, tmp_path, capsys):
 
 
 def test_an_interrupted_run_continues_to_the_same_bytes(tree, cut, tmp_path, monkeypatch):
-    write, written = Path.write_bytes, []
+    open_own, written = extraction.open_own, []
 
-    def interrupt(path, content):
+    def interrupt(path, flags, mode):
         written.append(path)
-        write(path, content if len(written) < 70 else content[:50])
+        file = open_own(path, flags, mode)
         if len(written) == 70:
+            file.write(b"half")
+            file.close()
             raise KeyboardInterrupt
+        return file
 
-    monkeypatch.setattr(Path, "write_bytes", interrupt)
+    monkeypatch.setattr(extraction, "open_own", interrupt)
     with pytest.raises(KeyboardInterrupt):
         positives.main(positive_flags(tree, tmp_path))
     monkeypatch.undo()
@@ -263,15 +269,13 @@ def test_annotations_without_a_lesion_are_named(own_tree, tmp_path, capsys):
     (own_tree / "annotations" / f"{name}.xml").unlink()
     path = own_tree / "masks" / f"{name}_mask.tif"
     with tifffile.TiffFile(path) as file:
-        masks = [3 * (page.asarray() > 0).astype(np.uint8) for page in file.pages]
+        masks = [np.zeros_like(page.asarray()) for page in file.pages]
     with tifffile.TiffWriter(path) as tiff:
         for level, mask in enumerate(masks):
             tiff.write(mask, tile=(256, 256), compression="deflate", subfiletype=int(level > 0))
     shutil.move(path, own_tree / "annotations")
     assert positives.main(positive_flags(own_tree, tmp_path)) == 0
-    out = capsys.readouterr().out
-    assert f"{name}: annotation without a lesion" in out
-    assert f"{(masks[3] > 0).sum()} x mask pixel that is not 0, 1, 2 or 255 ignored" in out
+    assert f"{name}: annotation without a lesion" in capsys.readouterr().out
 
 
 def test_a_mask_beside_the_slides_is_no_slide(own_tree, tmp_path):
@@ -360,13 +364,15 @@ def test_a_tile_that_does_not_decode_is_an_error_of_its_slide(own_tree, tmp_path
 
 
 def test_a_full_disk_leaves_no_half_slide(tree, cut, tmp_path, monkeypatch, capsys):
-    write, written = Path.write_bytes, []
+    open_own, written = extraction.open_own, []
 
-    def full(path, content):
+    def full(path, flags, mode):
         written.append(path)
-        write(Path("/dev/full") if "patient_020" in path.name and len(written) > 40 else path, content)
+        if "patient_020" in path.name and len(written) > 40:
+            return Path("/dev/full").open(mode)
+        return open_own(path, flags, mode)
 
-    monkeypatch.setattr(Path, "write_bytes", full)
+    monkeypatch.setattr(extraction, "open_own", full)
     assert positives.main(positive_flags(tree, tmp_path)) == 1
     assert "patient_020_node_2: No space left on device" in capsys.readouterr().err
     assert not list((tmp_path / NAME).glob("patient_020*"))
@@ -570,3 +576,270 @@ def test_slides_from_a_real_texture_and_real_outlines(tmp_path):
 def test_record_files_hold_what_the_report_prints(cut):
     records = [json.loads(path.read_text()) for path in cut.glob("records/*.json")]
     assert sum(len(record["rows"]) for record in records) == len(pd.read_csv(cut / "crops.csv"))
+
+
+def test_the_record_of_a_slide_counts_every_lesion_once(cut):
+    for path in cut.glob("records/*.json"):
+        record = json.loads(path.read_text())
+        rejected = sum(n for reason, n in record["counts"].items() if reason.startswith("lesion rejected"))
+        assert sum(map(len, record["misfits"].values())) == rejected
+
+
+@pytest.mark.slow
+def test_flags_that_would_fit_the_rejected_lesions_are_said(tree, tmp_path, capsys):
+    assert (
+        positives.main(positive_flags(tree, tmp_path, "--size", "300", "--low_roir", "0.2", "--high_roir", "0.5")) == 0
+    )
+    lines = [line for line in capsys.readouterr().out.splitlines() if "lesions are too small for --size 300" in line]
+    size, fitting, ratio = re.search(r"--size (\d+) fits (\d+) of them, --low_roir (\S+) all", lines[0]).groups()
+    n = int(lines[0].split()[0])
+    assert (
+        positives.main(positive_flags(tree, tmp_path, "--size", "300", "--low_roir", ratio, "--high_roir", "0.5")) == 0
+    )
+    assert "too small" not in capsys.readouterr().out
+    assert 0 < int(fitting) <= n
+    assert (
+        positives.main(positive_flags(tree, tmp_path, "--size", size, "--low_roir", "0.2", "--high_roir", "0.5")) == 0
+    )
+    assert len(pd.read_csv(next(tmp_path.glob(f"*_size_{size}_*")) / "crops.csv")) >= K
+
+
+def test_the_end_says_where_the_previews_are(tree, tmp_path, capsys):
+    assert negatives.main(negative_flags(tree, tmp_path, "--preview")) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == f"previews in {tmp_path / 'previews'}"
+
+
+def test_each_extractor_refuses_the_others_folder(tree, cut, tmp_path):
+    folder = shutil.copytree(cut, tmp_path / NAME)
+    with pytest.raises(BadInput, match=r"extraction\.json: is of positive crops"):
+        negatives.main(negative_flags(tree, folder))
+    assert contents(folder) == contents(cut)
+    shutil.rmtree(folder)
+    assert negatives.main(negative_flags(tree, folder)) == 0
+    with pytest.raises(BadInput, match=r"extraction\.json: is of negative crops"):
+        positives.main(positive_flags(tree, tmp_path))
+
+
+def test_only_files_of_the_extractor_are_removed(own_tree, cut, tmp_path):
+    folder = shutil.copytree(cut, tmp_path / NAME)
+    mine = [f"patient_004_node_4_3_{ending}.npy" for ending in ("mine", "1_0_mine", "1_0", "7", "1_0_img_old")]
+    for name in mine:
+        (folder / name).write_bytes(b"mine")
+    (own_tree / "annotations" / "patient_004_node_4.xml").write_text("<ASAP_Annotations/>")
+    assert positives.main(positive_flags(own_tree, tmp_path)) == 0
+    left = {path.name for path in folder.glob("patient_004*")}
+    assert left == set(mine) and all((folder / name).read_bytes() == b"mine" for name in mine)
+
+
+@pytest.mark.parametrize("name", ["crops.csv", "manifest.json", "records/a.json", "valid/a.npy"])
+def test_a_folder_with_files_of_others_is_refused(tree, tmp_path, name):
+    path = tmp_path / NAME / name
+    path.parent.mkdir(parents=True)
+    path.write_text("mine")
+    with pytest.raises(BadInput, match="of another program"):
+        positives.main(positive_flags(tree, tmp_path))
+    assert path.read_text() == "mine"
+
+
+def test_a_table_edited_by_hand_is_kept_and_named(tree, cut, tmp_path, capsys):
+    folder = shutil.copytree(cut, tmp_path / NAME)
+    table, sums = folder / "crops.csv", folder / "manifest.json"
+    table.write_text("\n".join(table.read_text().splitlines()[:20]))
+    edited, content = table.read_text(), json.loads(sums.read_text())
+    del content["crc32"]["crops.csv"]
+    sums.write_text(json.dumps(content))
+    assert positives.main(positive_flags(tree, tmp_path)) == 0  # all crops are there
+    assert f"{table}: kept" in capsys.readouterr().out
+    (folder / "records" / "patient_060_node_3.json").unlink()
+    assert positives.main(positive_flags(tree, tmp_path)) == 1  # crops were cut that the table may not list
+    assert f"{table}: kept" in capsys.readouterr().err
+    assert table.read_text() == edited and "crops.csv" not in Manifest(folder).entries
+    table.unlink()
+    assert positives.main(positive_flags(tree, tmp_path)) == 0
+    assert contents(folder) == contents(cut)
+
+
+@pytest.mark.parametrize("name", ["records", "valid", "test", "previews", ""])
+def test_links_in_place_of_the_extractors_folders_are_not_followed(tree, tmp_path, name):
+    folder, elsewhere = tmp_path / NAME, tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (folder.parent if name == "" else folder).mkdir(exist_ok=True)
+    (folder / name).symlink_to(elsewhere)
+    if name == "previews":
+        assert positives.main(positive_flags(tree, tmp_path, "--preview")) == 1
+    else:
+        with pytest.raises(BadInput, match="is a link where a folder is to be written"):
+            positives.main(positive_flags(tree, tmp_path))
+    assert not list(elsewhere.iterdir())
+
+
+def test_a_link_in_place_of_a_crop_is_not_followed(tree, cut, tmp_path, capsys):
+    folder, precious = shutil.copytree(cut, tmp_path / NAME), tmp_path / "precious"
+    precious.write_text("precious")
+    crop = sorted(folder.glob("patient_020*_img.npy"))[0]
+    crop.unlink()
+    crop.symlink_to(precious)
+    assert positives.main(positive_flags(tree, tmp_path)) == 1
+    assert f"{crop}: is a link" in capsys.readouterr().err
+    assert precious.read_text() == "precious" and crop.is_symlink()
+
+
+def write_mask(path, picture, levels=None, **options):
+    """A mask pyramid; `levels` are the pictures of its levels where they are not every second pixel."""
+    with tifffile.TiffWriter(path) as tiff:
+        for i in range(4):
+            level = picture[:: 2**i, :: 2**i] if levels is None else levels[i]
+            flags = {"compression": "deflate"} | options
+            tiff.write(np.ascontiguousarray(level), tile=(256, 256), subfiletype=int(i > 0), metadata=None, **flags)
+
+
+@pytest.fixture(scope="module")
+def disk(tmp_path_factory):
+    """A slide of 2008 px, whose levels fill no whole tiles, and its mask: a disk of ones."""
+    path = tmp_path_factory.mktemp("disk") / "slide.tif"
+    write_mask(path, np.full((2008, 2008, 3), 150, np.uint8), photometric="rgb")
+    y, x = np.mgrid[:2008, :2008]
+    return path, ((y - 1000) ** 2 + (x - 1100) ** 2 < 300**2).astype(np.uint8)
+
+
+def read_mask(disk, path):
+    with slides.Slide(disk[0], 3) as slide:
+        return annotations.read_mask(path, slide)
+
+
+LOSSY = {
+    "JPEG": {"compression": "jpeg", "compressionargs": {"level": 100}},
+    "lossy JPEG 2000": {"compression": "jpeg2000", "compressionargs": {"level": 40, "reversible": False}},
+}
+
+
+@pytest.mark.parametrize("value", [1, 255])
+@pytest.mark.parametrize("kind", LOSSY)
+def test_masks_of_lossy_compression_are_refused(disk, tmp_path, kind, value):
+    path = tmp_path / "mask.tif"
+    write_mask(path, disk[1] * np.uint8(value), photometric="minisblack", **LOSSY[kind])
+    with pytest.raises(BadInput, match=f"mask.tif: stored as {kind}, which changes values"):
+        read_mask(disk, path)
+
+
+@pytest.mark.parametrize("options", [{}, {"compression": "jpeg2000", "compressionargs": {"reversible": True}}])
+@pytest.mark.parametrize("value", [1, 255])
+def test_masks_of_lossless_compression_are_read(disk, tmp_path, value, options):
+    write_mask(tmp_path / "mask.tif", disk[1] * np.uint8(value), photometric="minisblack", **options)
+    found = read_mask(disk, tmp_path / "mask.tif").window(0, 0, 251, 251)
+    assert (found == (disk[1][::8, ::8] == 1)).all()
+
+
+@pytest.mark.parametrize("values", [(1, 255), (2, 255), (1, 3), (254,), (128, 255)])
+def test_masks_of_other_or_mixed_values_are_refused(disk, tmp_path, values):
+    picture = np.zeros_like(disk[1])
+    for i, value in enumerate(values):
+        picture[800 * i : 800 * i + 300] = value
+    write_mask(tmp_path / "mask.tif", picture)
+    with pytest.raises(
+        BadInput, match=rf"mask.tif: holds the values 0, .*{values[-1]}.*expected 0, 1 and 2, or 0 and 255"
+    ):
+        read_mask(disk, tmp_path / "mask.tif")
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_a_mask_whose_levels_are_filled_up_to_whole_tiles_is_cut_to_the_slides_size(disk, tmp_path, first):
+    levels = [disk[1][:: 2**i, :: 2**i] for i in range(4)]
+    for i in range(first, 4):
+        levels[i] = np.pad(levels[i], [(0, -side % 256) for side in levels[i].shape])
+    write_mask(tmp_path / "mask.tif", None, levels)
+    found = read_mask(disk, tmp_path / "mask.tif").window(0, 0, 251, 251)
+    assert (found == (disk[1][::8, ::8] == 1)).all()
+
+
+def test_a_mask_with_a_level_of_another_downsample_is_refused(disk, tmp_path):
+    write_mask(tmp_path / "mask.tif", None, [disk[1][::step, ::step] for step in (1, 2, 4, 16)])
+    with pytest.raises(BadInput, match=r"level 3 is downsampled 15\.9. times, expected 8"):
+        read_mask(disk, tmp_path / "mask.tif")
+
+
+def chain_pages(path, more):
+    """Let the last page of a TIFF lead to `more` others like it, or, without more, back to the first."""
+    content = bytearray(path.read_bytes())
+    pointer, first = 4, struct.unpack_from("<I", content, 4)[0]
+    while page := struct.unpack_from("<I", content, pointer)[0]:
+        last, pointer = page, page + 2 + 12 * struct.unpack_from("<H", content, page)[0]
+    struct.pack_into("<I", content, pointer, len(content) if more else first)
+    tags = bytes(content[last:pointer])
+    for i in range(more):
+        content += tags + struct.pack("<I", len(content) + len(tags) + 4 if i + 1 < more else 0)
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("more", [0, 2000])
+def test_slides_and_masks_whose_pages_have_no_end_are_refused(disk, tmp_path, more):
+    path = tmp_path / "endless.tif"
+    write_mask(path, disk[1])
+    chain_pages(path, more)
+    with pytest.raises(BadInput, match=r"endless\.tif: has more than 1,000 pages"):
+        slides.Slide(path, 3)
+    with pytest.raises(BadInput, match=r"endless\.tif: has more than 1,000 pages"):
+        read_mask(disk, path)
+
+
+@pytest.mark.parametrize("big", [False, True])
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_pages_are_counted_in_every_kind_of_tiff(tmp_path, big, order):
+    with tifffile.TiffWriter(tmp_path / "a.tif", bigtiff=big, byteorder=order) as tiff:
+        for _ in range(3):
+            tiff.write(np.zeros((16, 16), np.uint8))
+    slides.check_pages(tmp_path / "a.tif")
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(BadInput, match="more than 2 pages"):
+        patch.setattr(slides, "MAX_PAGES", 2)
+        slides.check_pages(tmp_path / "a.tif")
+
+
+def put_pipe(path):
+    os.mkfifo(path)
+
+
+def put_device(path):
+    path.symlink_to("/dev/zero")
+
+
+def put_link_to_itself(path):
+    path.symlink_to(path.name)
+
+
+@pytest.mark.parametrize("put", [put_pipe, put_device, put_link_to_itself, Path.mkdir])
+@pytest.mark.parametrize("what", ["slide", "xml", "mask", "labels", "extraction.json", "records", "crops.csv", "crop"])
+def test_what_is_no_file_is_named_and_not_waited_on(tree, cut, tmp_path, capsys, what, put):
+    name, work = "patient_004_node_4", tmp_path / "tree"
+    shutil.copytree(tree, work, copy_function=os.link)
+    folder = shutil.copytree(cut, tmp_path / NAME)
+    path = {
+        "slide": slide_path(work, name),
+        "xml": work / "annotations" / f"{name}.xml",
+        "mask": work / "masks" / f"{name}_mask.tif",
+        "labels": work / "stage_labels.csv",
+        "records": folder / "records" / f"{name}.json",
+        "crop": sorted(folder.glob(f"{name}*_img.npy"))[0],
+    }.get(what, folder / what)
+    path.unlink()
+    put(path)
+    run = functools.partial(positives.main, positive_flags(work, tmp_path))
+    if what == "labels":
+        run = functools.partial(negatives.main, negative_flags(work, tmp_path / "new"))
+    elif what == "mask":
+        run = functools.partial(positives.main, positive_flags(work, tmp_path / "new", "--data", str(work / "masks")))
+    elif what in ("slide", "xml"):
+        run = functools.partial(positives.main, positive_flags(work, tmp_path / "new"))
+    if what in ("labels", "extraction.json", "crops.csv"):
+        with pytest.raises(BadInput, match=re.escape(str(path))):
+            run()
+    else:
+        assert run() == 1
+        complaints = capsys.readouterr().err.splitlines()
+        assert len(complaints) == 2 and str(path) in complaints[0]
+
+
+def test_a_table_of_labels_with_a_million_columns_is_refused(tmp_path):
+    path = tmp_path / "labels.csv"
+    path.write_text("patient,stage," + ",".join(map(str, range(10**6))) + "\n")
+    with pytest.raises(BadInput, match=r"labels\.csv: has 1,000,002 columns"):
+        slides.read_labels(path)

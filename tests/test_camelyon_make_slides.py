@@ -3,6 +3,7 @@ import pandas as pd
 import pytest
 import tifffile
 
+from common.errors import BadInput
 from data.camelyon import annotations, make_slides, slides
 
 
@@ -45,3 +46,56 @@ def test_lesions_reach_from_a_handful_of_pixels_to_thousands():
     painting = make_slides.paint((768, 768), make_slides.AREAS, 1, textures, [], rng)
     areas = sorted(lesion.area for lesion in painting.lesions.lesions())
     assert areas[0] < 12 and areas[-1] > 2000 and len(areas) > 12
+
+
+@pytest.fixture
+def one_slide(tmp_path, monkeypatch):
+    """The command line of a tree with a single slide."""
+    monkeypatch.setattr(make_slides, "slide_names", lambda *_: {"patient_004_node_4": "many"})
+    return ["--out", str(tmp_path / "out"), "--width", "2048", "--height", "2048", "--workers", "1"]
+
+
+def states(folder):
+    return {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in folder.rglob("*") if path.is_file()}
+
+
+def test_the_same_command_leaves_what_is_there_and_makes_what_is_missing(one_slide, tmp_path):
+    make_slides.main(one_slide)
+    before = states(tmp_path)
+    assert len(before) == 5
+    make_slides.main(one_slide)
+    assert states(tmp_path) == before
+    mask = tmp_path / "out" / "masks" / "patient_004_node_4_mask.tif"
+    mask.unlink()
+    (tmp_path / "out" / "stage_labels.csv").write_text("mine")
+    make_slides.main(one_slide)
+    after = states(tmp_path)
+    assert {path for path in before if after[path] != before[path]} == {mask, tmp_path / "out" / "stage_labels.csv"}
+    assert after[mask][1] == before[mask][1] and (tmp_path / "out" / "stage_labels.csv").read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", ["stage_labels.csv", "training/center_0/patient_004_node_4.tif"])
+def test_files_of_others_are_named_and_kept(one_slide, tmp_path, name):
+    path = tmp_path / "out" / name
+    path.parent.mkdir(parents=True)
+    path.write_text("mine")
+    with pytest.raises(BadInput, match=f"{name}: is there already"):
+        make_slides.main(one_slide)
+    assert [path.read_text() for path in (tmp_path / "out").rglob("*") if path.is_file()] == ["mine"]
+
+
+def test_other_flags_in_the_same_folder_are_refused(one_slide, tmp_path):
+    make_slides.main(one_slide)
+    before = states(tmp_path)
+    with pytest.raises(BadInput, match="other flags"):
+        make_slides.main([*one_slide, "--seed", "1"])
+    assert states(tmp_path) == before
+
+
+def test_links_in_place_of_folders_are_not_followed(one_slide, tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "training").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(BadInput, match="training: is a link"):
+        make_slides.main(one_slide)
+    assert not list((tmp_path / "elsewhere").iterdir())

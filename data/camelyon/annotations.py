@@ -5,7 +5,7 @@ held whole. Sweeping over crossings per pixel row makes the winding rule exact.
 """
 
 import logging
-import math
+import os
 import xml.etree.ElementTree
 from collections import Counter
 from dataclasses import dataclass, field
@@ -16,14 +16,20 @@ import numpy as np
 
 from common import cli
 from common.errors import BadInput
-from data.camelyon.slides import MASK_ENDING, MAX_TILE, SUFFIXES, Slide, check_level, find_files
+from common.files import open_input
+from data.camelyon.slides import MASK_ENDING, MAX_TILE, SUFFIXES, Slide, check_level, check_pages, find_files
 
 LESION_GROUPS = {"metastases", "tumor", "_0", "_1"}  # CAMELYON17, then CAMELYON16
 CUT_OUT_GROUPS = {"normal", "_2"}
 AREA_TYPES = {"polygon", "rectangle", "spline"}
 LAYOUTS = ("", "annotations", "lesion_annotations", "masks")  # where annotations lie below --data
 MAX_COORDINATE = 1e9
-MAX_CROSSINGS = 2**24  # of an outline with pixel rows; real ones have thousands
+MAX_XML = 2**24  # bytes; the largest of CAMELYON has a tenth, and 80,000 elements with attributes
+MAX_ELEMENTS = 2**20
+MAX_OUTLINES = 10_000  # of a slide; real ones have hundreds
+MAX_CROSSINGS = 2**23  # of a slide's outlines, or of its mask's runs, with pixel rows; real ones have thousands
+LOSSY = {6: "JPEG", 7: "JPEG", 33007: "JPEG", 34892: "JPEG"}  # TIFF's compression tags that say so by themselves
+JPEG_2000, WEBP = {33003, 33004, 33005, 34712}, {50001}  # either kind
 
 
 class Runs(NamedTuple):
@@ -58,18 +64,20 @@ def polygon_runs(points: np.ndarray, level: int, shape: tuple[int, int]) -> Runs
     scale = 2.0**level
     x1, y1 = points.T
     x2, y2 = np.roll(points, -1, axis=0).T
-    first, last = (np.clip(np.ceil(edge / scale), 0, shape[0]).astype(np.int64) for edge in (y1, y2))
-    counts = np.abs(last - first)  # pixel rows whose height lies in the half-open edge
-    if counts.sum() > MAX_CROSSINGS:
-        raise BadInput(
-            f"an outline of {len(points)} points crosses {counts.sum()} rows, expected {MAX_CROSSINGS} at most"
-        )
+    first, last = _rows_between(points, level, shape[0])
+    counts = np.abs(last - first)
     edge = np.repeat(np.arange(len(points)), counts)
     offset = np.arange(len(edge)) - np.repeat(np.cumsum(counts) - counts, counts)
     rows = np.minimum(first, last)[edge] + offset
     across = (rows * scale - y1[edge]) * (x2 - x1)[edge] / (y2 - y1)[edge]
     columns = np.clip(np.ceil((x1[edge] + across) / scale), 0, shape[1]).astype(np.int64)
     return sweep(rows, columns, np.where(last > first, 1, -1)[edge])
+
+
+def _rows_between(points, level, height):
+    """First and last pixel row, two (N,), that each half-open edge crosses; last < first where it leads upwards."""
+    rows = np.clip(np.ceil(points[:, 1] / 2.0**level), 0, height).astype(np.int64)
+    return rows, np.roll(rows, -1)
 
 
 def lesion_minus_cut_outs(lesions: list[Runs], cut_outs: list[Runs]) -> Runs:
@@ -168,8 +176,9 @@ def find_annotations(folder: Path, slides: dict[str, list[Path]]) -> dict[str, l
     for suffixes in (SUFFIXES, (".xml",)):  # XML wins
         of_slide: dict[str, list[Path]] = {}
         for stem, paths in find_files(folder, LAYOUTS, suffixes).items():
-            own = {path.resolve() for path in slides.get(stem, [])}
-            of_slide.setdefault(stem.removesuffix(MASK_ENDING), []).extend(p for p in paths if p.resolve() not in own)
+            own = set(map(os.path.realpath, slides.get(stem, [])))
+            others = [path for path in paths if os.path.realpath(path) not in own]
+            of_slide.setdefault(stem.removesuffix(MASK_ENDING), []).extend(others)
         found |= {name: paths for name, paths in of_slide.items() if paths}
     if not found:
         raise BadInput(f"--data {folder}: no .xml annotations or mask .tif in it, in annotations/ or in masks/")
@@ -187,41 +196,90 @@ def read_mask(path: Path, slide: Slide) -> LesionMask:
 def read_xml(path: Path) -> tuple[list[np.ndarray], list[np.ndarray], Counter]:
     """Lesion outlines, cut-outs (each (N, 2) float64, level-0 x, y) and counts of what was ignored, from ASAP XML.
 
-    BadInput: not readable, not well-formed, not of ASAP, a DTD or entity, a coordinate missing or not a finite number.
+    The group of an annotation is the first that is known among its own, that group's parent and so on. BadInput: not
+    readable, not well-formed, too large, not of ASAP, a DTD or entity, a coordinate missing or not a finite number.
     """
-    import defusedxml
-    from defusedxml.ElementTree import parse
+    root = _parse(path)
+    parents = {_group_of(item, "Name"): _group_of(item) for item in root.iter("Group") if item.get("Name")}
+    lesions, cut_outs, ignored = [], [], Counter()
+    for item in root.iter("Annotation"):
+        group, kind = item.get("PartOfGroup", "None").strip(), item.get("Type", "None")
+        known = _known_group(_group_of(item), parents)
+        if kind.lower() not in AREA_TYPES:
+            ignored[f"annotation of type {cli.plain_line(kind)} ignored"] += 1
+        elif known is None:
+            ignored[f"annotation of group {cli.plain_line(group)} ignored"] += 1
+        elif len(points := _points(item, path)) < 3:
+            ignored["annotation of fewer than three points ignored"] += 1
+        else:
+            (lesions if known in LESION_GROUPS else cut_outs).append(points)
+            if len(lesions) + len(cut_outs) > MAX_OUTLINES:
+                raise BadInput(f"{path}: has more than {MAX_OUTLINES:,} outlines, which no slide needs")
+    return lesions, cut_outs, ignored
 
+
+def _parse(path):
+    """The root element of an ASAP XML file."""
+    import defusedxml
+    from defusedxml.ElementTree import XMLParser
+
+    parser = XMLParser(target=_Tree(path), forbid_dtd=True)
     try:
-        root = parse(path, forbid_dtd=True).getroot()
+        with open_input(path, MAX_XML) as file:
+            parser.feed(file.read())  # at once: in parts, a long attribute would be read again with each
+        root = parser.close()
     except defusedxml.DefusedXmlException:
         raise BadInput(f"{path}: refused: annotations must not hold a DTD or entities") from None
     except (xml.etree.ElementTree.ParseError, ValueError, LookupError) as error:
         raise BadInput(f"{path}: not an XML file: {error}") from None
     if root.tag != "ASAP_Annotations":
         raise BadInput(f"{path}: expected ASAP_Annotations, found {root.tag}")
-    lesions, cut_outs, ignored = [], [], Counter()
-    for item in root.iter("Annotation"):
-        group, kind = item.get("PartOfGroup", "None"), item.get("Type", "None")
-        if kind.lower() not in AREA_TYPES:
-            ignored[f"annotation of type {cli.plain_line(kind)} ignored"] += 1
-        elif group.lower() not in LESION_GROUPS | CUT_OUT_GROUPS:
-            ignored[f"annotation of group {cli.plain_line(group)} ignored"] += 1
-        elif len(points := _points(item, path)) < 3:
-            ignored["annotation of fewer than three points ignored"] += 1
-        else:
-            (lesions if group.lower() in LESION_GROUPS else cut_outs).append(points)
-    return lesions, cut_outs, ignored
+    return root
+
+
+class _Tree(xml.etree.ElementTree.TreeBuilder):
+    """The elements of an XML file, as long as they are not more than an annotation needs."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.path, self.n = path, 0
+
+    def start(self, tag, attributes):
+        self.n += 1 + len(attributes)
+        if self.n > MAX_ELEMENTS:
+            raise BadInput(f"{self.path}: has more than {MAX_ELEMENTS:,} elements and attributes, as no annotation has")
+        return super().start(tag, attributes)
+
+
+def _group_of(item, attribute="PartOfGroup"):
+    return item.get(attribute, "None").strip().lower()
+
+
+def _known_group(group, parents):
+    """The first of a group, its parent, that one's parent ... whose meaning is known; None without one."""
+    above = dict(parents)  # every parent is used once: groups may lie in one another
+    while group is not None and group not in LESION_GROUPS | CUT_OUT_GROUPS:
+        group = above.pop(group, None)
+    return group
 
 
 def _points(item, path):
-    try:
-        points = [tuple(float(point.get(key)) for key in ("Order", "X", "Y")) for point in item.iter("Coordinate")]
-    except (TypeError, ValueError):
-        points = [(math.nan,)]
-    if not all(abs(value) <= MAX_COORDINATE for point in points for value in point):
-        raise BadInput(f"{path}: annotation {item.get('Name')!r} has a coordinate without usable Order, X and Y")
+    """The points (N, 2) of an annotation, level-0 x, y, in the order of Order. Decimal commas are read, too."""
+    points = [_numbers(point, item, path) for point in item.iter("Coordinate")]
     return np.array(sorted(points, key=lambda point: point[0])).reshape(-1, 3)[:, 1:]
+
+
+def _numbers(point, item, path):
+    texts = {key: point.get(key) for key in ("Order", "X", "Y")}
+    try:
+        numbers = [float(text.replace(",", ".")) for text in texts.values()]
+    except (AttributeError, ValueError):
+        numbers = [np.nan]
+    if not all(abs(number) <= MAX_COORDINATE for number in numbers):
+        found = ", ".join(f"{key} {text!r}" for key, text in texts.items())
+        name = item.get("Name")
+        raise BadInput(f"{path}: annotation {name!r} has a coordinate without usable Order, X and Y: found {found}")
+    return numbers
 
 
 def mask_from_polygons(
@@ -233,8 +291,13 @@ def mask_from_polygons(
 ) -> LesionMask:
     """Paint lesions, then cut-outs over them, all (N, 2) level-0 x, y, on a level of this shape (H, W).
 
-    The mask's notes are `ignored` and the number of outlines that hold no pixel.
+    The mask's notes are `ignored` and the number of outlines that hold no pixel. BadInput when they cross more rows
+    than there is memory for.
     """
+    edges = (_rows_between(points, level, shape[0]) for points in lesions + cut_outs)
+    crossings = sum(int(np.abs(last - first).sum()) for first, last in edges)
+    if crossings > MAX_CROSSINGS:  # before memory is taken for them
+        raise BadInput(f"the outlines cross {crossings:,} rows of pixels, expected {MAX_CROSSINGS:,} at most")
     painted = [polygon_runs(points, level, shape) for points in lesions]
     empty = Counter({"outline holds no pixel at this level": sum(1 for runs in painted if not len(runs.rows))})
     cut = [polygon_runs(points, level, shape) for points in cut_outs]
@@ -242,46 +305,90 @@ def mask_from_polygons(
 
 
 def mask_from_tiff(path: Path, slide: Slide) -> LesionMask:
-    """Lesion is 1, or 255 where the mask holds no 1 and no 2; read tile by tile, cut to the common size.
+    """Lesion is 1 in a mask of 0, 1, 2, and 255 in one of 0, 255; read tile by tile, cut to the common size.
 
-    BadInput: not a tiled TIFF, damaged, no such level, or a level that differs from the slide's by a tile or more.
+    BadInput: not a tiled TIFF, damaged, compressed lossily, other values, more runs than memory is there for, no such
+    level, or a level that differs from the slide's by a tile or more.
     """
-    parts: dict[int, list[Runs]] = {1: [], 2: [], 255: []}
-    notes: Counter = Counter()
-    for shape, y, x, values in _mask_tiles(path, slide.level):
-        if max(abs(a - b) for a, b in zip(shape, slide.shape, strict=True)) >= slide.tile:
-            sizes = " and ".join("{1} x {0}".format(*each) for each in (shape, slide.shape))
-            raise BadInput(f"{path}: level {slide.level} of mask and slide differ by a tile or more: {sizes} px")
-        common = values[: max(0, slide.shape[0] - y), : max(0, slide.shape[1] - x)]
-        for value, runs in parts.items():
-            runs.append(array_runs(common == value, y, x))
-        notes["mask pixel that is not 0, 1, 2 or 255 ignored"] += int(((common > 2) & (common != 255)).sum())
-    found = {value: _union(runs) for value, runs in parts.items()}
-    standard = len(found[1].rows) or len(found[2].rows)
-    return LesionMask(slide.shape, found[1] if standard else found[255], +notes)
+    lesions: list[Runs] = []
+    values, n_runs = {0}, 0
+    for y, x, tile in _mask_tiles(path, slide):
+        common = tile[: max(0, slide.shape[0] - y), : max(0, slide.shape[1] - x)]
+        if not common.any():
+            continue
+        values.update(np.unique(common).tolist())
+        if not (values <= {0, 1, 2} or values <= {0, 255}):
+            found = ", ".join(map(str, sorted(values)[:8])) + ", ..." * (len(values) > 8)
+            raise BadInput(f"{path}: holds the values {found}, expected 0, 1 and 2, or 0 and 255")
+        lesions.append(array_runs((common == 1) | (common == 255), y, x))
+        n_runs += len(lesions[-1].rows)
+        if 2 * n_runs > MAX_CROSSINGS:
+            raise BadInput(f"{path}: has more than {MAX_CROSSINGS // 2:,} runs of lesion pixels, which no lesions need")
+    return LesionMask(slide.shape, _union(lesions))
 
 
-def _mask_tiles(path, level):
-    """Yield shape (H, W) of the level, y, x and pixels of each tile; exact values, which OpenSlide would blend."""
+def _mask_tiles(path, slide):
+    """Yield y, x and pixels of each stored tile of the slide's level; exact values, which OpenSlide would blend."""
     import tifffile
 
     logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what it warns of is said below, in one line
+    check_pages(path)
     try:
         with tifffile.TiffFile(path) as file:
             levels = sorted((page for page in file.pages if page.is_tiled), key=lambda page: -page.imagewidth)
             if not levels:
                 raise BadInput(f"{path}: expected a tiled TIFF")
-            check_level(path, level, [levels[0].imagewidth / page.imagewidth for page in levels])
-            page = levels[level]
-            if page.samplesperpixel != 1 or page.dtype != np.uint8 or max(page.tilewidth, page.tilelength) > MAX_TILE:
-                raise BadInput(f"{path}: expected one byte per pixel, in tiles of up to {MAX_TILE} px")
+            check_level(path, slide.level, [_downsample(levels[0], page, 2**i) for i, page in enumerate(levels)])
+            page = levels[slide.level]
+            _check_mask_page(path, page, slide)
             for values, (_, _, y, x, _), shape in page.segments(maxworkers=1, buffersize=2**24):
                 if values is not None:  # else all zero
-                    yield (page.imagelength, page.imagewidth), y, x, values[0, : shape[1], : shape[2], 0]
+                    yield y, x, values[0, : shape[1], : shape[2], 0]
     except (BadInput, OSError, MemoryError):
         raise
     except Exception as error:  # a damaged file fails in many ways
         raise BadInput(f"{path}: not readable as a tiled TIFF: {error}") from None
+
+
+def _downsample(base, page, expected):
+    """How many times narrower than its base a level is; `expected` if it is so when rounded or filled up with tiles."""
+    more = page.imagewidth - base.imagewidth / expected
+    filled = page.imagewidth % page.tilewidth == 0 and 0 <= more < page.tilewidth
+    return expected if abs(more) < 1 or filled else base.imagewidth / page.imagewidth
+
+
+def _check_mask_page(path, page, slide):
+    """BadInput unless a mask's level holds a byte per pixel, losslessly, in the slide's size but for part of a tile."""
+    if page.samplesperpixel != 1 or page.dtype != np.uint8 or max(page.tilewidth, page.tilelength) > MAX_TILE:
+        raise BadInput(f"{path}: expected one byte per pixel, in tiles of up to {MAX_TILE} px")
+    lossy = _lossy_compression(page)
+    if lossy:
+        raise BadInput(f"{path}: stored as {lossy}, which changes values; expected a lossless compression like deflate")
+    shape, tile = (page.imagelength, page.imagewidth), max(slide.tile, page.tilewidth, page.tilelength)
+    if max(abs(a - b) for a, b in zip(shape, slide.shape, strict=True)) >= tile:
+        sizes = " and ".join("{1} x {0}".format(*each) for each in (shape, slide.shape))
+        raise BadInput(f"{path}: level {slide.level} of mask and slide differ by a tile or more: {sizes} px")
+
+
+def _lossy_compression(page):
+    """Name of the compression that changed the pixels; None where none is known to have done so."""
+    first = next((at for at in zip(page.dataoffsets, page.databytecounts, strict=True) if at[1]), None)
+    if first is None or page.compression not in JPEG_2000 | WEBP:
+        return LOSSY.get(page.compression)
+    file = page.parent.filehandle
+    file.seek(first[0])
+    content = file.read(min(first[1], 2**16))
+    if page.compression in WEBP:
+        return "lossy WebP" if content[12:16] == b"VP8 " else None
+    return "lossy JPEG 2000" if _is_irreversible(content) else None
+
+
+def _is_irreversible(codestream):
+    """Whether the COD marker of a JPEG 2000 codestream names the 9-7 transform, which loses, not the 5-3 one."""
+    at = codestream.find(b"\xff\x4f\xff\x51") + 2  # markers follow one another, each with its length
+    while 2 <= at < len(codestream) - 13 and codestream[at : at + 2] != b"\xff\x52":
+        at += 2 + int.from_bytes(codestream[at + 2 : at + 4], "big")
+    return codestream[at + 13 : at + 14] == b"\0"
 
 
 def array_runs(inside, y, x):

@@ -74,6 +74,20 @@ def in_range(counts: np.ndarray, size: int, low: float, high: float) -> np.ndarr
     return TOO_SMALL if (share <= low).all() else NONE_BETWEEN
 
 
+def size_that_fits(areas: np.ndarray, sides: np.ndarray, low: float, high: float) -> tuple[int, int]:
+    """The crop size at which most lesions, each by itself, can lie in the range, and how many: (0, 0) when none can.
+
+    Args:
+        areas, sides: (N,) pixels of each lesion, and the longer side of its bounding box.
+    """
+    least = np.maximum(sides, np.floor(np.sqrt(areas / high)).astype(np.int64) + 1)  # of the sizes that fit each
+    most = np.ceil(np.sqrt(areas / max(low, 1e-12))).astype(np.int64) - 1
+    least, most = np.sort(least[least <= most]), np.sort(most[least <= most])
+    fitting = np.searchsorted(least, least, "right") - np.searchsorted(most, least, "left")  # begun, not yet over
+    best = int(fitting.argmax()) if len(least) else None
+    return (0, 0) if best is None else (int(least[best]), int(fitting[best]))
+
+
 def bounding_box(flags: np.ndarray) -> Box:
     """The smallest box around the True entries of a 2-D array that has some."""
     rows, columns = (np.flatnonzero(flags.any(axis=axis)) for axis in (1, 0))

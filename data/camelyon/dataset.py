@@ -1,7 +1,10 @@
 """nCAMELYON crops on disk -> class-balanced splits of images and labels."""
 
+import functools
 import hashlib
+import os
 import random
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,10 +13,12 @@ from torch.utils.data import Dataset
 
 from common import cli
 from common.errors import BadInput
+from common.files import check_file, open_npy, read_table
 from common.manifest import Manifest
 from data.camelyon.slides import SPLIT_FOLDERS
 
 FINGERPRINT_FILES = 16
+ADVICE = "the command that extracted the crops writes it again"
 
 
 def add_flags(parser) -> None:
@@ -53,8 +58,9 @@ def list_crops(folder: Path, flag: str) -> dict[str, list[str]]:
     """Split -> sorted names, relative to the folder, of its crops: those in crops.csv, or else all that lie there."""
     if not folder.is_dir():
         raise BadInput(f"--{flag} {folder}: no such folder")
-    if (folder / "crops.csv").exists():
-        found = _listed_in_table(folder, flag)
+    if os.path.lexists(folder / "crops.csv"):
+        Manifest(folder).check("crops.csv")
+        found = read_table(folder / "crops.csv", usecols=["file"], dtype=str)["file"].dropna().tolist()
     elif (folder / "extraction.json").exists():
         raise BadInput(f"--{flag} {folder}: the extraction has not finished; run the same command again")
     else:
@@ -65,22 +71,23 @@ def list_crops(folder: Path, flag: str) -> dict[str, list[str]]:
             if not path.name.startswith(".")
         ]
     positive = flag == "pos_path"
-    crops = sorted(name for name in found if not name.endswith("_seg.npy") and name.endswith("_img.npy") == positive)
+    crops = sorted(name for name in found if _is_crop(name, positive))
     if not crops:
-        other = f", but crops for --{'neg' if positive else 'pos'}_path" if found else ""
+        other = f", but crops for --{'neg' if positive else 'pos'}_path" if found else _crops_below(folder, positive)
         raise BadInput(f"--{flag} {folder}: no {'positive' if positive else 'negative'} crops in it{other}")
     parts = {split: f"{part}/" if part else "" for split, part in SPLIT_FOLDERS.items()}
     return {split: [name for name in crops if name[: name.rfind("/") + 1] == part] for split, part in parts.items()}
 
 
-def _listed_in_table(folder, flag):
-    import pandas as pd
+def _is_crop(name, positive):
+    return not name.endswith("_seg.npy") and name.endswith("_img.npy") == positive
 
-    Manifest(folder).check("crops.csv")
-    try:
-        return pd.read_csv(folder / "crops.csv", usecols=["file"], dtype=str)["file"].dropna().tolist()
-    except ValueError as error:
-        raise BadInput(f"--{flag} {folder / 'crops.csv'}: not a table of crops: {error}") from None
+
+def _crops_below(folder, positive):
+    """The end of a message that names the folders with such crops right below this one."""
+    below = [path for path in sorted(folder.glob("*/")) if any(_is_crop(p.name, positive) for p in path.glob("*.npy"))]
+    names = " and ".join(path.name for path in below)
+    return f"; {names} below it hold{'s' * (len(below) == 1)} some" if below else ""
 
 
 class CamelyonCrops(Dataset):
@@ -114,11 +121,11 @@ class CamelyonCrops(Dataset):
         crop = torch.from_numpy(self._load(i, self.files[i], (self.size, self.size, 3)))  # (S, S, 3) uint8
         return crop.permute(2, 0, 1).float() / 255, int(self.labels[i])  # (3, S, S)
 
-    @property
+    @functools.cached_property  # asked for every image
     def has_positions(self) -> bool:
         """Whether the lesion masks were kept. BadInput names one that is missing among others."""
         paths = [_seg_path(path) for path, label in zip(self.files, self.labels, strict=True) if label == 1]
-        missing = [path for path in paths if not path.exists()]
+        missing = [path for path in paths if not os.path.lexists(path)]
         if 0 < len(missing) < len(paths):
             raise BadInput(f"{missing[0]}: no such file ({len(missing)} of {len(paths)} lesion masks are missing)")
         return not missing
@@ -126,7 +133,7 @@ class CamelyonCrops(Dataset):
     def lesion_mask(self, i: int) -> np.ndarray | None:
         """Lesion pixels of crop i, bool (S, S); None for negatives and where no mask was kept."""
         path = _seg_path(self.files[i])
-        if self.labels[i] == 0 or not (path.exists() or self._listed_as(i, path) in self.manifests[1].entries):
+        if self.labels[i] == 0 or not (os.path.lexists(path) or self._listed_as(i, path) in self.manifests[1].entries):
             return None
         values = self._load(i, path, (self.size, self.size))
         return (values == 1) | (values == 255)
@@ -153,31 +160,28 @@ def _seg_path(path: Path) -> Path:
 
 def _load(path, shape):
     """The uint8 array of this shape that a file holds. BadInput when it does not."""
-    try:
-        array = np.lib.format.open_memmap(path, mode="r")  # no more than the file holds
-    except Exception as error:  # damaged headers fail in many ways
-        raise _damaged(path, error) from None
+    array = open_npy(path, ADVICE)
     if array.dtype != np.uint8 or array.shape != shape:
         raise BadInput(f"{path}: expected a uint8 array of shape {shape}, found {array.dtype} {array.shape}")
     return np.array(array)
 
 
-def _damaged(path, error):
-    reason = getattr(error, "strerror", None) or f"damaged: {error}"
-    return BadInput(f"{path}: {reason}; the command that extracted the crops writes it again")
-
-
 def _common_size(files):
-    """S of the crops, all uint8 (S, S, 3). A file's length tells its shape, so that few need to be opened."""
-    size, known = None, set()
+    """S of the crops, all (S, S, 3); BadInput names one of those that differ from most.
+
+    A file's length tells its shape, so that few need to be opened.
+    """
+    lengths, shape_of = [], {}
     for path in files:
-        try:
-            length = path.stat().st_size
-            shape = None if length in known else np.lib.format.open_memmap(path, mode="r").shape
-        except Exception as error:  # damaged headers fail in many ways
-            raise _damaged(path, error) from None
-        size = (*shape, 0)[0] if size is None else size
-        if shape not in (None, (size, size, 3)):
-            raise BadInput(f"{path}: expected a crop of shape {(size, size, 3)} like the others, found {shape}")
-        known.add(length)
-    return size
+        lengths.append(check_file(path).st_size)
+        if lengths[-1] not in shape_of:
+            shape_of[lengths[-1]] = open_npy(path, ADVICE).shape
+    counts = Counter(shape_of[length] for length in lengths)
+    shape, n = counts.most_common(1)[0]
+    odd = next((path for path, length in zip(files, lengths, strict=True) if shape_of[length] != shape), None)
+    if odd:
+        found = shape_of[lengths[files.index(odd)]]
+        raise BadInput(f"{odd}: expected a crop of shape {shape} like {n} others, found {found} ({counts[found]} such)")
+    if len(shape) != 3 or shape != (shape[0], shape[0], 3):
+        raise BadInput(f"{files[0]}: expected a crop of shape (S, S, 3), found {shape}")
+    return shape[0]

@@ -2,11 +2,14 @@
 
 A crop folder holds the crops, `records/SLIDE.json` for every finished slide, written after its crops, `extraction.json`
 with the flags, and `crops.csv` and `manifest.json`, put together from the records at the end of every run. A finished
-slide need not be at hand any more, so the slides may come and go centre by centre.
+slide need not be at hand any more, so the slides may come and go centre by centre. `extraction.json` is written first:
+a folder without it is somebody else's, and so is a `crops.csv` that is not as `manifest.json` says.
 """
 
 import functools
 import hashlib
+import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,11 +18,22 @@ import numpy as np
 
 from common import cli, lock, manifest, parallel
 from common.errors import BadInput
-from common.files import atomic_open, make_folder, npy_bytes, read_json, write_json
+from common.files import (
+    atomic_open,
+    errors_name,
+    make_subfolder,
+    npy_bytes,
+    open_input,
+    open_own,
+    read_json,
+    write_json,
+)
 from data.camelyon.report import one_line
 from data.camelyon.slides import SPLIT_FOLDERS, SPLIT_OF_CENTRE
 
 COLUMNS = ["file", "slide", "centre", "split", "lesion", "y", "x", "o2i", "mpp"]
+SETTINGS = "extraction.json"
+WRITTEN = ("*.npy", "valid/*.npy", "test/*.npy", "crops.csv", "manifest.json", "records/*.json", "previews/*.png")
 KILLED = "its worker process was killed, probably for lack of memory: run again with fewer --workers"
 
 
@@ -57,7 +71,7 @@ class Job:
         source = {} if self.path is None else {"slide_bytes": self.path.stat().st_size}
         if self.annotation is not None:
             digest = hashlib.sha256()
-            with self.annotation.open("rb") as file:
+            with open_input(self.annotation) as file:
                 while part := file.read(2**20):
                     digest.update(part)
             source["annotation"] = digest.hexdigest()
@@ -76,10 +90,8 @@ class CropWriter:
         """Save one array per file-name ending; the first is the crop that crops.csv names."""
         for suffix, array in suffixes.items():
             path = self.folder / f"{self.prefix}{suffix}.npy"
-            try:
-                path.write_bytes(npy_bytes(array))
-            except OSError as error:  # a full disk does not name the file
-                raise OSError(error.errno, error.strerror, str(path)) from None
+            with errors_name(path), open_own(path, os.O_WRONLY | os.O_TRUNC, "wb") as file:
+                file.write(npy_bytes(array))
         name = f"{self.prefix}{next(iter(suffixes))}.npy"
         self.rows.append([name, self.job.name, self.job.centre, self.job.split, lesion, int(y), int(x), o2i, self.mpp])
 
@@ -103,8 +115,9 @@ def run(
 
 def _run(jobs, extract, draw, folder, settings, args):
     todo, absent = plan(jobs, folder, settings, args)
+    kept = _is_of_others(folder / "crops.csv")
     _open_folder(folder, settings)
-    if todo:
+    if todo and not kept:
         (folder / "crops.csv").unlink(missing_ok=True)  # its absence marks the folder as unfinished
     if args.preview:
         todo += [job for job in jobs if job.path and job not in todo and not _preview(job, folder).exists()]
@@ -114,9 +127,11 @@ def _run(jobs, extract, draw, folder, settings, args):
     results = parallel.map_jobs(work, todo, args.workers, killed=lambda job: f"{job.name}: {KILLED}")
     failures = [failure for failure in cli.progress(results, len(todo), "extracting", "slides") if failure]
     records = [record for job in sorted(jobs, key=lambda job: job.name) if (record := _record(job, folder, args))]
-    _write_table(records, folder)
+    problem = _write_table(records, folder, kept)
     _name_others(jobs, folder)
-    return records, sorted(failures) + absent
+    if problem and not todo:  # nothing is missing in the table
+        print(problem)
+    return records, sorted(failures) + absent + [problem] * bool(problem and todo)
 
 
 def plan(jobs: list[Job], folder: Path, settings: dict, args) -> tuple[list[Job], list[str]]:
@@ -139,25 +154,30 @@ def _name_others(jobs, folder):
 
 
 def _check_settings(folder: Path, settings: dict) -> None:
-    """BadInput when the folder holds crops made with other settings."""
+    """BadInput when the folder is not of this command, or holds crops made with other settings."""
     if folder.exists() and not folder.is_dir():
         raise BadInput(f"--save_dir: {folder} is not a folder")
-    path = folder / "extraction.json"
-    if not _holds_crops(folder):
+    path = folder / SETTINGS
+    if not os.path.lexists(path):
+        found = next((each for pattern in WRITTEN for each in folder.glob(pattern)), None)
+        if found:
+            what = "crops" if found.suffix == ".npy" else found.relative_to(folder)
+            raise BadInput(f"{folder}: holds {what} of another program; choose another --save_dir")
         return
-    if not path.exists():
-        raise BadInput(f"{folder}: holds crops of another program; choose another --save_dir")
     before = read_json(path)
-    changed = [f"--{key} {before.get(key)} (now {new})" for key, new in settings.items() if before.get(key) != new]
-    if changed:
+    if before.keys() != settings.keys():
+        what = "positive crops" if "low_roir" in before else "negative crops" if "k" in before else "another program"
+        raise BadInput(f"{path}: is of {what}, not of this command; choose another --save_dir")
+    changed = [f"--{key} {before[key]} (now {new})" for key, new in settings.items() if before[key] != new]
+    if changed and _holds_crops(folder):
         raise BadInput(f"{folder}: was made with {', '.join(changed)}; choose another --save_dir")
 
 
 def _open_folder(folder, settings):
-    for name in ["records", *SPLIT_FOLDERS.values()]:
-        make_folder(folder / name)
     if not _holds_crops(folder):
-        write_json(folder / "extraction.json", settings)
+        write_json(folder / SETTINGS, settings)
+    for name in ["records", *filter(None, SPLIT_FOLDERS.values())]:
+        make_subfolder(folder, name)
 
 
 def _holds_crops(folder):
@@ -216,24 +236,42 @@ def _work(job: Job, extract, draw, folder: Path, args) -> str | None:
 
 
 def _remove(job, folder, level):
-    """Remove what an interrupted or failed attempt at this slide left."""
-    for stale in [_record_path(job, folder), _preview(job, folder)]:
-        stale.unlink(missing_ok=True)
-    for crop in (folder / SPLIT_FOLDERS[job.split]).glob(f"{job.name}_{level}_*.npy"):
-        crop.unlink()
+    """Remove what an interrupted or failed attempt at this slide left, and nothing that only looks like it."""
+    ending = "[0-9]+" if job.annotation is None else "[0-9]+_[0-9]+_(img|seg)"
+    name = re.compile(rf"{re.escape(job.name)}_{level}_{ending}\.npy")
+    crops = [path for path in (folder / SPLIT_FOLDERS[job.split]).iterdir() if name.fullmatch(path.name)]
+    for stale in [_record_path(job, folder), _preview(job, folder), *crops]:
+        if stale.is_file() and not stale.is_symlink():
+            stale.unlink()
 
 
-def _write_table(records, folder):
-    """Write manifest.json and then crops.csv, unless they already say the same."""
+def _is_of_others(path):
+    """Whether there is a table that is not as this command wrote it, by manifest.json."""
+    written = manifest.Manifest(path.parent).entries.get(path.name)
+    return os.path.lexists(path) and manifest.file_checksums(path) != written
+
+
+def _write_table(records, folder, kept):
+    """Write manifest.json and then crops.csv, unless they already say the same.
+
+    A `kept` table of somebody else's stays, as does its line in manifest.json. Returns: what to say of it, or None.
+    """
     import pandas as pd
 
     rows = [row for record in records for row in record["rows"]]
     table = pd.DataFrame(rows, columns=COLUMNS).to_csv(index=False, lineterminator="\n").encode()
-    sums = {"crops.csv": manifest.checksums(table)}
+    path, ours = folder / "crops.csv", manifest.checksums(table)
+    same = os.path.lexists(path) and manifest.file_checksums(path) == ours
+    before = manifest.Manifest(folder).entries.get(path.name)
+    sums = {path.name: ours} if same or not kept else {path.name: before} if before else {}
     for record in records:  # those of earlier versions have no checksums
         sums |= record.get("crc32") or _checksums(record["rows"], folder)
+    if not same and not kept:
+        path.unlink(missing_ok=True)  # else a kill between the two would leave a table that nobody wrote
     manifest.write(folder, sums)
-    path = folder / "crops.csv"
-    if not path.exists() or path.read_bytes() != table:
+    if kept and not same:
+        return f"{path}: kept, since it is not as this command wrote it; removed, it is written again"
+    if not same:
         with atomic_open(path) as file:
             file.write(table)
+    return None

@@ -1,14 +1,17 @@
 """Make a small tree of slides shaped like CAMELYON17, to try everything on: make_slides.py --out slides
 
 The slides are textures with painted blobs, not histology: they show that the programs work, nothing about cancer.
-Writes training/center_C/*.tif, annotations/*.xml, masks/*_mask.tif and stage_labels.csv.
+Writes training/center_C/*.tif, annotations/*.xml, masks/*_mask.tif and stage_labels.csv, and before them
+make_slides.json, with the flags. What is there is never replaced: an interrupted run continues.
 """
 
 import math
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import filterfalse
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from common import cli, parallel
 from common.errors import BadInput
-from common.files import atomic_open, make_folder
+from common.files import atomic_open, make_folder, make_subfolder, read_json, write_json
 from data.camelyon import slides
 from data.camelyon.annotations import LesionMask, mask_from_polygons, read_xml
 
@@ -27,6 +30,8 @@ BACKGROUND, UNSCANNED = 243, 0
 MPP = (0.2431, 0.2426, 0.2428, 0.25, 0.2501)  # level-0 microns per pixel of each centre's scanner
 AREAS = (8, 40, 70, 110, 160, 220, 300, 400, 700, 1500, 4000)  # lesions of a set, pixels of level BASE, and a cluster:
 CLUSTER = ((90, (-9, -9)), (60, (-9, 9)), (120, (9, -9)), (75, (9, 9)))  # area and x, y of lesions close together
+SETTINGS = "make_slides.json"
+SHAPING = ("seed", "width", "height", "annotated", "negative", "lesion_sets", "compression", "texture", "outlines")
 LARGE = 36000  # pixels of level BASE: more than a tenth of a crop of 512
 
 
@@ -198,7 +203,10 @@ def write_pyramid(path: Path, tile_of, shape: tuple[int, ...], mpp: float, **opt
     import tifffile
 
     options |= {"tile": (TILE, TILE), "metadata": None, "software": False, "maxworkers": 1}
-    with atomic_open(path) as file, tifffile.TiffWriter(file, bigtiff=True) as tiff:
+    with (
+        atomic_open(path) as file,
+        tifffile.TiffWriter(tifffile.FileHandle(file, name=path.name), bigtiff=True) as tiff,
+    ):
         for level in range(min(9, max(6, math.ceil(math.log2(max(shape) / 1024))))):
             height, width = (side >> level for side in shape[:2])
             corners = ((y, x) for y in range(0, height, TILE) for x in range(0, width, TILE))
@@ -235,23 +243,31 @@ def slide_names(annotated: int, negative: int) -> dict[str, str]:
     return dict(sorted(names.items()))
 
 
+def files_of(name: str, found: str, out: Path) -> list[Path]:
+    """Where a slide lies, and then, unless it has none of them, its lesions' outlines and mask."""
+    slide = out / "training" / f"center_{slides.centre_of(name)}" / f"{name}.tif"
+    return [slide] + [out / "annotations" / f"{name}.xml", out / "masks" / f"{name}_mask.tif"] * (found != "none")
+
+
 def make_slide(name: str, lesions: dict[str, str], source: np.ndarray, shapes: list[np.ndarray], args) -> None:
-    """Write one slide and, when it has lesions, its annotation and mask."""
-    centre = slides.centre_of(name)
+    """Write one slide and, when it has lesions, its annotation and mask, but for what is there already."""
+    centre, (slide, *others) = slides.centre_of(name), files_of(name, lesions[name], args.out)
     rng = np.random.default_rng([args.seed, *name.encode()])
     shape = args.height >> BASE, args.width >> BASE
     areas = {"many": AREAS * args.lesion_sets, "large": (LARGE,), "none": ()}[lesions[name]]
     clusters = args.lesion_sets * (lesions[name] == "many")
     painting = paint(shape, areas, clusters, make_textures(source, centre, rng), shapes, rng)
     size, quality = (args.height, args.width), {"level": 85 if args.compression == "jpeg" else 1}
-    write_pyramid(
-        args.out / "training" / f"center_{centre}" / f"{name}.tif", painting.tile, (*size, 3), MPP[centre],
-        photometric="rgb", compression=args.compression, compressionargs=quality,
-    )  # fmt: skip
-    if lesions[name] != "none":
-        write_xml(args.out / "annotations" / f"{name}.xml", painting.outlines, painting.cut_outs)
-        mask = args.out / "masks" / f"{name}_mask.tif"
-        write_pyramid(mask, painting.mask_tile, size, MPP[centre], photometric="minisblack", compression="deflate")
+    for path in filterfalse(os.path.lexists, [slide, *others]):
+        if path.suffix == ".xml":
+            write_xml(path, painting.outlines, painting.cut_outs)
+        elif path != slide:
+            write_pyramid(path, painting.mask_tile, size, MPP[centre], photometric="minisblack", compression="deflate")
+        else:
+            write_pyramid(
+                path, painting.tile, (*size, 3), MPP[centre],
+                photometric="rgb", compression=args.compression, compressionargs=quality,
+            )  # fmt: skip
 
 
 def write_labels(path: Path, lesions: dict[str, str]) -> None:
@@ -263,16 +279,36 @@ def write_labels(path: Path, lesions: dict[str, str]) -> None:
         file.write("patient,stage\n" + "".join(f"{name},{rows[name]}\n" for name in sorted(rows)))
 
 
+def open_tree(args, files: list[Path]) -> None:
+    """Create the tree's folders. BadInput when it was made with other flags, or holds one of the files unmade."""
+    path = args.out / SETTINGS
+    flags = {key: getattr(args, key) for key in SHAPING}
+    settings = {key: str(value.resolve()) if isinstance(value, Path) else value for key, value in flags.items()}
+    if os.path.lexists(path):
+        if read_json(path) != settings:
+            raise BadInput(f"{path}: the slides in this folder were made with other flags; choose another --out")
+    elif foreign := next(filter(os.path.lexists, files), None):
+        raise BadInput(f"{foreign}: is there already, and not of this command; choose another --out")
+    else:
+        write_json(make_folder(args.out) / SETTINGS, settings)
+    for folder in ("annotations", "masks"):
+        make_subfolder(args.out, folder)
+    for centre in range(5):
+        make_subfolder(make_subfolder(args.out, "training"), f"center_{centre}")
+
+
 def main(argv=None):
     args = parse_args(argv)
     source, shapes = texture_source(args.texture), outline_shapes(args.outlines)
     lesions = slide_names(args.annotated, args.negative)
-    for folder in ["annotations", "masks", *(f"training/center_{centre}" for centre in range(5))]:
-        make_folder(args.out / folder)
+    labels = args.out / "stage_labels.csv"
+    open_tree(args, [labels, *(path for name, found in lesions.items() for path in files_of(name, found, args.out))])
+    todo = [name for name, found in lesions.items() if not all(map(os.path.lexists, files_of(name, found, args.out)))]
     task = partial(make_slide, lesions=lesions, source=source, shapes=shapes, args=args)
-    for _ in cli.progress(parallel.map_jobs(task, list(lesions), args.workers), len(lesions), "painting", "slides"):
+    for _ in cli.progress(parallel.map_jobs(task, todo, args.workers), len(todo), "painting", "slides"):
         pass
-    write_labels(args.out / "stage_labels.csv", lesions)
+    if not os.path.lexists(labels):
+        write_labels(labels, lesions)
     diseased = sum(found != "none" for found in lesions.values())
     print(f"{len(lesions)} slides, {diseased} of them with lesions, in {args.out}")
 

@@ -1,5 +1,6 @@
 """What the extractors print and draw: counts beside the paper's, what a run would take, a picture per slide."""
 
+import math
 import shutil
 from collections import Counter
 from collections.abc import Callable
@@ -9,8 +10,9 @@ import numpy as np
 
 from common import cli
 from common.errors import BadInput
-from common.files import make_folder
+from common.files import make_subfolder
 from common.pictures import write_png
+from data.camelyon import crops
 from data.camelyon.annotations import LesionMask
 from data.camelyon.slides import SPLIT_OF_CENTRE, Slide
 
@@ -56,6 +58,25 @@ def print_counts(records: list[dict], title: str, paper: tuple[tuple[int, ...], 
     totals = sum((Counter(record["counts"]) for record in records), Counter())
     for reason, count in sorted(totals.items()):
         print(f"{count:8} x {reason}")
+
+
+def print_misfits(records: list[dict], args) -> None:
+    """Print, for lesions too small and for those too large, what share of a crop they fill and which flags fit them."""
+    low, high = f"--low_roir {args.low_roir:g}", f"--high_roir {args.high_roir:g}"
+    for words, reason, flag in (("too small", crops.TOO_SMALL, low), ("too large", crops.TOO_LARGE, high)):
+        found = [pair for record in records for pair in record.get("misfits", {}).get(reason, [])]
+        if not found:
+            continue
+        areas, sides = np.array(found).T
+        shares = areas / args.size**2
+        size, n = crops.size_that_fits(areas, sides, args.low_roir, args.high_roir)
+        advice = [f"--size {size} fits {n} of them"] * bool(n)
+        if reason == crops.TOO_SMALL:
+            below = 0.999 * shares.min()
+            digit = 10.0 ** math.floor(math.log10(below))
+            advice.append(f"--low_roir {math.floor(below / digit) * digit:g} all")
+        print(f"{len(found)} lesions are {words} for --size {args.size} {flag}: their share of a crop is", end=" ")
+        print(f"{shares.min():.2g} to {shares.max():.2g}; {', '.join(advice) or 'no --size fits'}")
 
 
 def print_problems(problems: list[str], stream) -> None:
@@ -112,7 +133,7 @@ def draw_preview(slide: Slide, mask: LesionMask | None, rows: list[list], size: 
         image[find_boundaries(mask.coarser(step).window(0, 0, *image.shape[:2]), mode="outer")] = OUTLINE
     for y, x in {(row[5] // step, row[6] // step) for row in rows}:
         _draw_box(image, y, x, max(1, size // step))
-    write_png(make_folder(path.parent) / path.name, image)
+    write_png(make_subfolder(path.parents[1], path.parent.name) / path.name, image)
 
 
 def _draw_box(image: np.ndarray, y: int, x: int, side: int):

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from common.errors import BadInput
+from common.files import open_input, read_table
 
 SUFFIXES = (".tif", ".tiff")
 MASK_ENDING = "_mask"  # of the name of a slide's mask, which may lie beside it
@@ -22,6 +23,7 @@ SPLIT_FOLDERS = {"train": "", "val": "valid", "test": "test"}  # where a split's
 STAGES = {"negative", "itc", "micro", "macro"}
 MAX_DOWNSAMPLE_ERROR = 1e-3
 MAX_TILE = 2**12  # px
+MAX_PAGES = 1000  # of a TIFF; slides have a dozen
 TILE_SIDES = ("].tile-width", "].tile-height")
 _NAME = re.compile(r"patient_([0-9]{3})_node_[0-9]{1,3}\Z")
 _FOLDER = re.compile(r"cent(?:er|re)_([0-9]{1,9})\Z")
@@ -110,20 +112,13 @@ class Labels:
 
 def read_labels(path: Path) -> Labels:
     """Read a label file with the columns patient, stage and perhaps center. BadInput when it is not one."""
-    import pandas as pd
-
-    try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False, header=None)  # a header would be made unique
-    except FileNotFoundError:
-        raise BadInput(f"--label_path {path}: no such file") from None
-    except (OSError, ValueError) as error:  # pandas' parser errors and bad encodings are ValueErrors
-        raise BadInput(f"--label_path {path}: not a CSV file: {str(error).splitlines()[0]}") from None
+    table = read_table(path, dtype=str, keep_default_na=False, header=None)  # a header would be made unique
     columns = [column.strip().lower() for column in table.iloc[0]]
     if columns.count("patient") != 1 or columns.count("stage") != 1:
         raise BadInput(f"--label_path {path}: expected the columns patient,stage, found {','.join(columns)}")
     table = table[1:].set_axis(columns, axis="columns")
+    table = table[table["patient"].str.contains("_node_")].copy()  # the other rows are those of patients
     table["name"] = table["patient"].str.strip().str.replace(r"\.tiff?$", "", case=False, regex=True)
-    table = table[table["name"].str.contains("_node_")]  # the other rows are those of patients
     stages = table["stage"].str.strip().str.lower().groupby(table["name"]).agg(frozenset).to_dict()
     column = next((name for name in ("center", "centre") if name in table.columns), None)
     centres = None if column is None else dict(zip(table["name"], table[column].map(_centre_text), strict=True))
@@ -144,6 +139,23 @@ def check_level(path: Path, level: int, downsamples: Sequence[float]) -> None:
         raise BadInput(f"{path}: level {level} is downsampled {downsamples[level]:.4g} times, expected {2**level}")
 
 
+def check_pages(path: Path) -> None:
+    """BadInput when a TIFF has more pages than a slide can have, as a chain that leads back into itself has."""
+    with open_input(path) as file:
+        order, size = {b"II": "little", b"MM": "big"}.get(file.read(2)), path.stat().st_size
+        big = int.from_bytes(file.read(2), order or "little") == 43  # BigTIFF
+        wide, pointer, tag = (8, 8, 20) if big else (2, 4, 12)  # bytes: number of tags, offset, a tag
+        at = (8 if big else 4) if order else size
+        for _ in range(MAX_PAGES + 1):  # at: where the page's offset stands
+            file.seek(at)
+            page = int.from_bytes(file.read(pointer), order or "little")
+            if not 0 < page < size:
+                return
+            file.seek(page)
+            at = min(size, page + wide + tag * int.from_bytes(file.read(wide), order))
+    raise BadInput(f"{path}: has more than {MAX_PAGES:,} pages, or some that lead back to others; slides have a dozen")
+
+
 class Slide:
     """One level of an open slide; a context manager.
 
@@ -155,6 +167,7 @@ class Slide:
         import openslide
 
         self.path, self.level, self._error = Path(path), level, openslide.OpenSlideError
+        check_pages(self.path)
         try:
             self._slide = openslide.OpenSlide(str(path))
         except (openslide.OpenSlideError, OSError) as error:
