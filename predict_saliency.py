@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 import models
-from common import checkpoint, cli, lock, metrics, pictures, processes, runfolder
+from common import checkpoint, cli, lock, metrics, pictures, processes, runfolder, scores
 from common.errors import BadInput, WorkFailed
 from common.files import (
     atomic_open,
@@ -32,8 +32,8 @@ from models.classifier import NeedleClassifier
 from models.saliency import saliency_maps
 
 DATA = {"mnist": mnist, "camelyon": camelyon}
-IN_CHANNELS = {"mnist": 1, "camelyon": 3}
 PANELS_PER_ROW = 5
+COLUMNS = ("img", "img_path", "label", "pred", "prob", "peak_y", "peak_x", "confidence", "hit")  # of pred.csv
 OWN = re.compile(  # names of what is written
     r"(sal|pred)_\d+\.npy|overlay_\d+\.png|contact_sheet\.png|pred\.csv|localization\.json"
     r"|run\.json|rows\.jsonl|\.[\w.]+\.part"
@@ -78,6 +78,7 @@ def main(argv=None):
         draw_pictures(data, maps, args.overlays)
         report(maps, data, args.split)
         maps.publish()
+        scores.write(args.logdir, args.split, maps.rows)
     print(f"maps, overlays, pred.csv and contact_sheet.png in {maps.target}")
 
 
@@ -89,7 +90,7 @@ def load_model(args) -> tuple[NeedleClassifier, float]:
     path = args.logdir / checkpoint.BEST
     content, first_release = checkpoint.load_any(path)
     config = needle.read_config(content["config"], first_release, path)
-    if config.in_channels != IN_CHANNELS[args.datatype]:
+    if config.in_channels != DATA[args.datatype].IN_CHANNELS:
         raise BadInput(f"--datatype {args.datatype}: the network in {path} takes {config.in_channels} channels")
     for name in ("kernel3", "width", "pooling", "norm", "dropout"):
         asked, found = getattr(args, name), getattr(config, name)
@@ -169,7 +170,7 @@ class MapFolder:
     def publish(self) -> None:
         """Move all but the book-keeping to the target, in place of what an earlier run left there."""
         os.sync()
-        write_csv(self.part / "pred.csv", self.rows)
+        write_csv(self.part / "pred.csv", [{name: row[name] for name in COLUMNS} for row in self.rows], COLUMNS)
         _remove_ours(self.target)
         for path in sorted(self.part.iterdir()):
             if path.name not in ("run.json", "rows.jsonl"):
@@ -197,8 +198,12 @@ def _remove_ours(folder):
 
 def _is_row(row, i):
     """Whether this is image i's row of an interrupted run, and nothing that names another file."""
-    numbers = ("label", "pred", "prob", "peak_y", "peak_x", "confidence")
-    return row.get("img") == i and "hit" in row and all(isinstance(row.get(name), (int, float)) for name in numbers)
+    numbers = ("label", "pred", "prob", "score", "peak_y", "peak_x", "cell", "confidence")
+    return (
+        row.get("img") == i
+        and {"hit", "o2i"} <= row.keys()
+        and all(isinstance(row.get(name), (int, float)) for name in numbers)
+    )
 
 
 def _is_whole(path):
@@ -240,39 +245,23 @@ def explain(model, data, maps: MapFolder, device, args, scale: float) -> None:
 def write_batch(maps: MapFolder, data, labels: list[int], saliency, local, logits) -> None:
     """Add a batch's results, as saliency_maps returns them, to the maps. WorkFailed when they are not finite."""
     saliency, local = saliency.float().cpu().numpy(), local.float().cpu().numpy()
-    probabilities = logits.double().softmax(dim=1)[:, 1].tolist()
+    logits = logits.double().cpu().numpy()  # (B, 2)
+    probabilities = 1 / (1 + np.exp(logits[:, 0] - logits[:, 1]))
     finite = np.isfinite(probabilities) & np.isfinite(saliency).all(axis=(1, 2))
     if not finite.all():  # weights and pixels were, when they were read
         name = data.names[len(maps.rows) + int(np.argmin(finite))]
         raise WorkFailed(f"{name}: the network's numbers overflow on this image; with --precision float32 they may not")
-    batch = zip(labels, probabilities, saliency, strict=True)
-    rows = [detection(data, i, *item) for i, item in enumerate(batch, len(maps.rows))]
+    batch = zip(labels, probabilities.tolist(), (logits[:, 1] - logits[:, 0]).tolist(), saliency, strict=True)
+    rows = [describe_image(data, i, *item) for i, item in enumerate(batch, len(maps.rows))]
     maps.add(rows, saliency, local)
 
 
-def detection(data, i, label, prob, saliency) -> dict:
-    """A row of pred.csv: the image's saliency maximum is its detection, a hit when it lies on the object."""
-    y, x = divmod(int(saliency.argmax()), saliency.shape[1])
-    hit = None
-    if data.has_positions:
-        hit = int(label == 1 and object_mask(data, i, saliency.shape)[y, x])
-    return {
-        **{"img": i, "img_path": data.names[i], "label": label, "pred": int(prob > 0.5), "prob": prob},
-        **{"peak_y": y, "peak_x": x, "confidence": float(saliency[y, x]), "hit": hit},
-    }
-
-
-def object_mask(data, i, shape) -> np.ndarray:
-    """Where image i's object is: the lesion mask, or the needle's box; bool (H, W), all false without an object."""
-    mask = np.zeros(shape, bool)
-    if hasattr(data, "lesion_mask"):
-        lesion = data.lesion_mask(i)
-        return mask if lesion is None else lesion
-    box = data.needle_box(i)
-    if box is not None:
-        y0, x0, y1, x1 = (round(side) for side in box)
-        mask[y0:y1, x0:x1] = True
-    return mask
+def describe_image(data, i: int, label: int, prob: float, score: float, saliency: np.ndarray) -> dict:
+    """An image's row of pred.csv and of scores/{split}.csv: its saliency maximum is its detection."""
+    mask = data.object_mask(i)
+    row = {"img": i, "img_path": data.names[i], "label": label, "pred": int(prob > 0.5), "prob": prob}
+    row |= {"score": score, "o2i": None if mask is None else float(mask.mean())}
+    return row | scores.detection(saliency, mask, label, data.has_objects)
 
 
 def draw_pictures(data, maps: MapFolder, overlays: int) -> None:
@@ -290,10 +279,8 @@ def make_panel(data, maps: MapFolder, row: dict) -> pictures.Panel:
     """An image under its saliency, with its object outlined."""
     saliency = maps.saliency(row["img"])
     image = data[row["img"]][0].permute(1, 2, 0).numpy()  # (H, W, 1 or 3)
-    color = pictures.LESION if hasattr(data, "lesion_mask") else pictures.NEEDLE
-    outlined = object_mask(data, row["img"], saliency.shape) if row["label"] == 1 else None
-    title = f"image {row['img']}, p = {row['prob']:.2f}"
-    return pictures.Panel(pictures.blend_saliency(image, saliency), title, mask=outlined, color=color)
+    title, mask = f"image {row['img']}, p = {row['prob']:.2f}", data.object_mask(row["img"])
+    return pictures.Panel(pictures.blend_saliency(image, saliency), title, mask=mask, color=data.outline)
 
 
 def report(maps: MapFolder, data, split: str) -> None:
@@ -301,20 +288,20 @@ def report(maps: MapFolder, data, split: str) -> None:
     rows = maps.rows
     labels, predictions = [row["label"] for row in rows], [row["pred"] for row in rows]
     accuracy = metrics.rates(*metrics.confusion(labels, predictions))["acc"]
-    scores = {"split": split, "images": len(rows), "positives": sum(labels), "accuracy": accuracy}
+    found = {"split": split, "images": len(rows), "positives": sum(labels), "accuracy": accuracy}
     print(f"{len(rows)} {split} images, accuracy {accuracy:.3f}")
-    if data.has_positions:
+    if data.has_objects:
         hits = np.array([row["hit"] for row in rows])
         confidences = np.array([row["confidence"] for row in rows])
-        scores["hits"] = int(hits.sum())
-        scores["average_precision"] = metrics.localization_ap(hits, confidences, scores["positives"])
+        found["hits"] = int(hits.sum())
+        found["average_precision"] = metrics.localization_ap(hits, confidences, found["positives"])
         print(
-            f"localisation: average precision {scores['average_precision']:.3f}, "
-            f"the peak lies on the object in {scores['hits']} of {scores['positives']} positives"
+            f"localisation: average precision {found['average_precision']:.3f}, "
+            f"the peak lies on the object in {found['hits']} of {found['positives']} positives"
         )
     else:
         print("localisation left out: the data set does not say where the objects are")
-    write_json(maps.part / "localization.json", scores)
+    write_json(maps.part / "localization.json", found)
 
 
 if __name__ == "__main__":

@@ -235,10 +235,9 @@ def ordered_loader(
 
 def _loader(dataset, args, device, batches, n_loaders):
     """Batches of indices -> batches of images, which a GPU composes itself where the data set tells it how."""
-    if device.type == "cuda" and hasattr(dataset, "batches_on"):
-        composed = dataset.batches_on(device, batches)
-        if composed is not None:
-            return composed
+    composed = dataset.batches_on(device, batches) if device.type == "cuda" else None
+    if composed is not None:
+        return composed
     workers = args.workers and affordable_workers(args.workers, dataset[0][0].nbytes * args.batch_size, n_loaders)
     return _WorkerLoader(
         dataset,

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 import train
-from common import cli, processes
+from common import cli, pictures, processes
 from data import loaders
 from models import needle
 
@@ -18,7 +18,7 @@ class Squares(torch.utils.data.Dataset):
     """Noise (1, 24, 24), positives with a bright 5 px square; labels alternate 1, 0. Dark ones have 9 x 9 px of it."""
 
     in_channels = 1
-    has_positions = False
+    outline, has_objects = pictures.EXAMPLE, False
 
     def __init__(self, n: int, seed: int, dtype=torch.float32, dark: bool = False):
         rng = np.random.default_rng(seed)

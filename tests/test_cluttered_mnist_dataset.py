@@ -134,7 +134,7 @@ def test_needle_box_encloses_the_needle(tmp_path, scale, scaling):
     flags = f"--distortion-num 0 --scale {scale} --format none --out {tmp_path}"
     generate_data.main([*SMALL.split(), *flags.split()])
     data = load(tmp_path, scaling)["val"]
-    assert data.has_positions
+    assert data.has_objects
     for i in range(0, len(data), 2):
         y0, x0, y1, x1 = (round(edge) for edge in data.needle_box(i))
         image = data[i][0][0].clone()
@@ -146,7 +146,7 @@ def test_needle_box_encloses_the_needle(tmp_path, scale, scaling):
 def test_first_release_data_sets_read_alike(nmnist, first_release):
     old, new = load(first_release), load(nmnist)
     for split in SPLITS:
-        assert len(old[split]) == 6 and not old[split].has_positions and old[split].needle_box(0) is None
+        assert len(old[split]) == 6 and not old[split].has_objects and old[split].needle_box(0) is None
         for i in range(6):
             torch.testing.assert_close(old[split][i], new[split][i], rtol=0, atol=0)
 
@@ -172,7 +172,7 @@ def test_recipe_serves_a_csv_with_chosen_rows(nmnist, recipe_only):
 
 def test_noise_is_read_unscaled_from_files_and_seed_alike(noise):
     files, drawn = load(noise, source="files")["train"], load(noise)["train"]
-    assert files.fingerprint() == drawn.fingerprint() and not drawn.has_positions
+    assert files.fingerprint() == drawn.fingerprint() and not drawn.has_objects
     for i in range(len(files)):
         torch.testing.assert_close(files[i], drawn[i], rtol=0, atol=0)
     assert drawn[0][0].dtype == torch.float32 and drawn[0][0].min() < -2

@@ -11,10 +11,11 @@ from test_checkpoint import old_checkpoint
 import predict_saliency
 import train_mnist
 from common.errors import BadInput
+from common.scores import COLUMNS
 from data.cluttered_mnist import generate_data
 from models.needle import ModelConfig, build_model
 from models.saliency import saliency_maps
-from predict_saliency import detection, object_mask
+from predict_saliency import describe_image
 
 
 @pytest.fixture(scope="module")
@@ -102,6 +103,21 @@ def test_an_interrupted_run_continues_and_leaves_what_was_there(trained, tmp_pat
     assert len(batches) == 3 + -(-n // 8) - 2  # two batches were kept
     assert not (folder.parent / "saliency.part").exists()
     (folder / "notes.txt").unlink()
+
+
+def test_scores_lie_where_every_method_writes_them(trained):
+    table, folder = explain(trained)
+    scores = pd.read_csv(folder.parent / "scores" / "val.csv")
+    assert tuple(scores.columns) == COLUMNS
+    for column in ("img", "img_path", "label", "peak_y", "peak_x", "confidence", "hit"):
+        assert scores[column].tolist() == table[column].tolist()
+    np.testing.assert_allclose(1 / (1 + np.exp(-scores.score)), table.prob)
+    assert scores.o2i.dropna().tolist() == [28 * 28 / 64**2] * int(table.label.sum())
+    by_size = json.loads((folder.parent / "scores" / "val.json").read_text())
+    localisation = json.loads((folder / "localization.json").read_text())
+    assert by_size["localization_ap"] == pytest.approx(localisation["average_precision"])
+    (found,) = [each for each in by_size["ranges"] if each["positives"]]
+    assert (found["o2i"], found["auc"]) == ("(10-50] %", by_size["auc"])
 
 
 def test_maps_of_several_splits_lie_side_by_side(trained):
@@ -192,19 +208,20 @@ def test_saliency_is_the_gradient_of_the_positive_logit():
 class OneNeedle:
     """A data set of one positive with a needle at (5, 7), and a negative."""
 
-    names, has_positions = ("a", "b"), True
+    names, has_objects = ("a", "b"), True
 
-    def needle_box(self, i):
-        return (5, 7, 33, 35) if i == 0 else None
+    def object_mask(self, i):
+        mask = np.zeros((64, 64), bool)
+        mask[5:33, 7:35] = True
+        return mask if i == 0 else None
 
 
 @pytest.mark.parametrize(("peak", "hit"), [((5, 7), 1), ((32, 34), 1), ((33, 34), 0), ((4, 7), 0), ((32, 35), 0)])
 def test_the_box_is_28_pixels_with_its_ends_inside(peak, hit):
     saliency = np.zeros((64, 64), np.float32)
     saliency[peak] = 1
-    assert detection(OneNeedle(), 0, 1, 0.9, saliency)["hit"] == hit
-    assert detection(OneNeedle(), 1, 0, 0.1, saliency)["hit"] == 0
-    assert object_mask(OneNeedle(), 0, (64, 64)).sum() == 28 * 28
+    assert describe_image(OneNeedle(), 0, 1, 0.9, 2.2, saliency)["hit"] == hit
+    assert describe_image(OneNeedle(), 1, 0, 0.1, -2.2, saliency)["hit"] == 0
 
 
 def test_a_first_release_checkpoint_is_explained(trained, tmp_path):

@@ -1,6 +1,7 @@
 """nMNIST and Gaussian noise as torch data sets, from files or from what decides their pixels."""
 
 import contextlib
+import functools
 import hashlib
 import os
 import re
@@ -12,15 +13,17 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from common import cli
+from common import cli, pictures
 from common.errors import BadInput
 from common.files import read_json, read_table
 from common.manifest import Manifest
+from data import SPLITS
 from data.cluttered_mnist import folder, render
 from data.cluttered_mnist.device_render import DeviceRenderer, RenderedBatches
 from data.cluttered_mnist.digits import SIDE
 from data.cluttered_mnist.recipe import Noise, Recipe
 
+IN_CHANNELS = 1
 SAMPLE = 9  # canvases of a split whose shapes decide which one all have
 NUMBERS = {  # in args.json, by generator: least and largest value, int where a whole number is expected
     "nmnist": {
@@ -29,7 +32,7 @@ NUMBERS = {  # in args.json, by generator: least and largest value, int where a 
     },
     "noise": {
         **{"canvas": (1, render.MAX_SIDE), "seed": (0, 2**64)},
-        **{f"num_{split}": (1, 2**32) for split in folder.SPLITS},
+        **{f"num_{split}": (1, 2**32) for split in SPLITS},
     },
 }
 
@@ -53,7 +56,7 @@ def add_flags(parser) -> None:
     )
 
 
-def load_splits(args, names: Sequence[str] = folder.SPLITS) -> dict[str, "ClutteredMNIST"]:
+def load_splits(args, names: Sequence[str] = SPLITS) -> dict[str, "ClutteredMNIST"]:
     """The splits called for, by name, of args.data_path; BadInput names what is missing or not as expected."""
     path = args.data_path
     if path is None:
@@ -79,7 +82,8 @@ class ClutteredMNIST(Dataset):
         scaling: factor of a cubic-spline zoom at reading.
     """
 
-    in_channels = 1
+    in_channels = IN_CHANNELS
+    outline = pictures.NEEDLE
 
     def __init__(self, source, numbers: np.ndarray, table, needle_side: float, scaling: float = 1.0):
         self.source, self.numbers, self.scaling = source, numbers, scaling
@@ -87,8 +91,9 @@ class ClutteredMNIST(Dataset):
         self.labels = table["label"].to_numpy(np.int64)
         self.positions = table[["needle_y", "needle_x"]].to_numpy(np.float64)  # (N, 2)
         self.needle_side = needle_side
-        for side in source.canvas(numbers[0]).shape:
-            render.zoomed_side(side, scaling, "--data_scaling")
+        self.shape = tuple(
+            render.zoomed_side(side, scaling, "--data_scaling") for side in source.canvas(numbers[0]).shape
+        )
 
     def __len__(self):
         return len(self.labels)
@@ -113,8 +118,8 @@ class ClutteredMNIST(Dataset):
             return None
         return RenderedBatches(DeviceRenderer(self.source, device), self.numbers, self.labels, batches)
 
-    @property
-    def has_positions(self) -> bool:
+    @functools.cached_property
+    def has_objects(self) -> bool:
         """Whether the needles' positions are known."""
         return bool(np.isfinite(self.positions[self.labels == 1]).all())
 
@@ -124,6 +129,21 @@ class ClutteredMNIST(Dataset):
         if self.labels[i] == 0 or not np.isfinite(y + x):
             return None
         return tuple(float(edge * self.scaling) for edge in (y, x, y + self.needle_side, x + self.needle_side))
+
+    def object_mask(self, i: int) -> np.ndarray | None:
+        """The pixels of the needle's box, bool (H, W); None on negatives and where unknown."""
+        box = self.needle_box(i)
+        if box is None:
+            return None
+        mask = np.zeros(self.shape, bool)
+        y0, x0, y1, x1 = (round(edge) for edge in box)
+        mask[y0:y1, x0:x1] = True
+        return mask
+
+    def o2i(self, i: int) -> float | None:
+        """The needle's share of the image; None on negatives and where unknown."""
+        mask = self.object_mask(i)
+        return None if mask is None else float(mask.mean())
 
     def fingerprint(self) -> str:
         """Hex digest of labels, file names, needle positions and pixels, wherever the folder lies.

@@ -27,7 +27,6 @@ from common.errors import BadInput
 from common.files import atomic_open, check_file, json_bytes, make_folder, npy_bytes, open_input, read_json, write_json
 from common.manifest import Manifest
 
-SPLITS = ("train", "val", "test")
 MAX_BYTES = 2**29  # of a canvas: 16,384 px a side as uint8 have half of that, 8,192 px as float64 all
 MAX_HEADER = 2**12  # bytes of a .npy header, of a zip file's directory; NumPy writes 128 and 120
 METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # others may ask for gigabytes

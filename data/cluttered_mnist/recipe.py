@@ -19,9 +19,10 @@ from common import cli, manifest
 from common.errors import BadInput
 from common.files import atomic_open, make_subfolder, open_npy, write_npy
 from common.manifest import Manifest
+from data import SPLITS
 from data.cluttered_mnist import placements, render
 from data.cluttered_mnist.digits import Digits
-from data.cluttered_mnist.folder import SPLITS, unknown_origin
+from data.cluttered_mnist.folder import unknown_origin
 
 PARTS = ("pool", "needles", "clutter", "offsets", "needle")
 MAX_IMAGES = 2**22  # of a split; more than a CSV may list

@@ -1,0 +1,81 @@
+"""Every method's scores in one form: LOGDIR/scores/{split}.csv, a row per image, and {split}.json by object size.
+
+img, img_path   number and file name of the image
+label           1 = holds the object
+o2i             the object's share of the image; empty without one or where it is not known
+score           higher = class 1; of a classifier, logit 1 minus logit 0
+peak_y, peak_x  centre of the largest cell of the method's map, in px of the image
+cell            its side in px, 1 for saliency
+confidence      its value
+hit             1 where the cell holds a pixel of the object, else 0; empty where objects are not known
+"""
+
+import itertools
+from pathlib import Path
+
+import numpy as np
+
+from common import metrics
+from common.files import make_subfolder, write_csv, write_json
+
+COLUMNS = ("img", "img_path", "label", "o2i", "score", "peak_y", "peak_x", "cell", "confidence", "hit")
+EDGES = (1.0, 0.5, 0.1, 0.01, 0.001, 0.0001, 0.0)  # of the ranges of O2I, each with its upper edge and not its lower
+LEAST = 5  # positives below which a range has no scores
+
+
+def detection(values: np.ndarray, mask: np.ndarray | None, label: int, known: bool) -> dict:
+    """Columns peak_y, peak_x, cell, confidence and hit of an image by its map's maximum.
+
+    Args:
+        values: (H, W), a value per pixel.
+        mask: bool (H, W), the object's pixels; None without an object. known: whether objects are known.
+    """
+    y, x = divmod(int(values.argmax()), values.shape[1])
+    hit = int(label == 1 and mask is not None and mask[y, x]) if known else None
+    return {"peak_y": y, "peak_x": x, "cell": 1, "confidence": float(values[y, x]), "hit": hit}
+
+
+def write(logdir: Path, split: str, rows: list[dict]) -> dict:
+    """Write a split's table and its scores by O2I; returns the latter."""
+    folder, scores = make_subfolder(logdir, "scores"), summarise(rows)
+    write_csv(folder / f"{split}.csv", [{name: row[name] for name in COLUMNS} for row in rows], COLUMNS)
+    write_json(folder / f"{split}.json", scores)
+    return scores
+
+
+def summarise(rows: list[dict]) -> dict:
+    """AUC, AP and localisation AP of all rows and by range of O2I.
+
+    A range's positives stand against all negatives. A range of fewer than LEAST positives has none of the three, and
+    there is no localisation AP where objects are not known.
+    """
+    negatives = [row for row in rows if row["label"] == 0]
+    positives = [row for row in rows if row["label"] == 1]
+    ranges = [
+        {"o2i": _name(low, high), **_scores([row for row in positives if _within(row, low, high)], negatives)}
+        for high, low in itertools.pairwise(EDGES)
+    ]
+    return {"images": len(rows), **_scores(positives, negatives), "ranges": ranges}
+
+
+def _name(low, high):
+    return f"({100 * low:g}-{100 * high:g}] %" if low else f"<= {100 * high:g} %"
+
+
+def _within(row, low, high):
+    return row["o2i"] is not None and low < row["o2i"] <= high
+
+
+def _scores(positives, negatives):
+    """Scores of a set of positives against the negatives."""
+    found = {"positives": len(positives), "auc": None, "ap": None, "localization_ap": None}
+    if len(positives) < LEAST or not negatives:
+        return found
+    rows = positives + negatives
+    scores = metrics.classification([row["label"] for row in rows], np.array([row["score"] for row in rows]))
+    found |= {"auc": scores["auc"], "ap": scores["ap"]}
+    if all(row["hit"] is not None for row in rows):
+        hits = np.array([row["hit"] for row in rows])
+        confidences = np.array([row["confidence"] for row in rows])
+        found["localization_ap"] = metrics.localization_ap(hits, confidences, len(positives))
+    return found

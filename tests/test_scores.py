@@ -1,0 +1,37 @@
+import numpy as np
+import pytest
+
+from common import scores
+
+
+def row(label, score, o2i=None, hit=0, confidence=1.0):
+    return {"label": label, "score": score, "o2i": o2i, "hit": hit, "confidence": confidence}
+
+
+def test_a_range_holds_its_upper_edge_and_stands_against_all_negatives():
+    negatives = [row(0, 0.0) for _ in range(7)]
+    sizes = {0.5: 1, 0.1: -1, 0.01: 1, 0.001: 1, 0.0001: 1, 0.00001: 1, 1.0: 1}
+    positives = [row(1, score, o2i) for o2i, score in sizes.items() for _ in range(5)]
+    by_size = {each["o2i"]: each for each in scores.summarise(positives + negatives)["ranges"]}
+    assert [each["positives"] for each in by_size.values()] == [5, 5, 5, 5, 5, 10]
+    assert by_size["(10-50] %"]["auc"] == 1.0
+    assert by_size["(1-10] %"]["auc"] == 0.0  # of 0.1, all below the negatives
+
+
+def test_few_positives_and_unknown_objects_have_no_scores():
+    found = scores.summarise([row(1, 1.0, 0.3) for _ in range(4)] + [row(0, 0.0)])
+    assert found["auc"] is found["ranges"][1]["auc"] is None
+    found = scores.summarise([row(1, 1.0, hit=None) for _ in range(5)] + [row(0, 0.0, hit=None)])
+    assert (found["auc"], found["localization_ap"]) == (1.0, None)
+    assert all(each["positives"] == 0 for each in found["ranges"])
+
+
+@pytest.mark.parametrize(
+    ("mask", "known", "hit"), [(True, True, 1), (False, True, 0), (None, True, 0), (None, False, None)]
+)
+def test_a_detection_is_the_maps_maximum(mask, known, hit):
+    values = np.zeros((4, 6))
+    values[2, 5] = 3
+    inside = None if mask is None else np.full((4, 6), mask)
+    found = scores.detection(values, inside, label=1, known=known)
+    assert found == {"peak_y": 2, "peak_x": 5, "cell": 1, "confidence": 3.0, "hit": hit}
