@@ -30,8 +30,8 @@ def check_file(path: Path) -> os.stat_result:
     """BadInput unless the path, links followed, is a plain file: a named pipe would be waited on, a device acts."""
     try:
         found = Path(path).stat()
-    except OSError as error:  # also a link to itself
-        raise BadInput(f"{path}: {error.strerror}") from None
+    except (OSError, ValueError) as error:  # also a link to itself; a name with a zero byte
+        raise BadInput(f"{path}: {getattr(error, 'strerror', None) or error}") from None
     if not stat.S_ISREG(found.st_mode):
         raise BadInput(f"{path}: expected a file, found {kind_of(found.st_mode)}")
     return found
@@ -106,7 +106,7 @@ def open_own(path: Path, flags: int, mode: str):
         if error.errno in (errno.ELOOP, errno.ENXIO):  # it was put there just now
             check_target(path)
         raise
-    return os.fdopen(descriptor, mode)
+    return open(path, mode, opener=lambda *_: descriptor)
 
 
 @contextlib.contextmanager

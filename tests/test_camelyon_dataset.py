@@ -66,19 +66,19 @@ def test_the_seed_chooses(args):
 
 def test_lesion_masks_belong_to_positives(args):
     val = load_splits(args)["val"]
-    assert val.has_positions
+    assert val.has_objects
     for i in range(len(val)):
         if val.labels[i]:
-            assert (val.lesion_mask(i) == (np.load(args.pos_path / val.names[i])[..., 0] > 128)).all()
+            assert (val.object_mask(i) == (np.load(args.pos_path / val.names[i])[..., 0] > 128)).all()
         else:
-            assert val.lesion_mask(i) is None
+            assert val.object_mask(i) is None
 
 
 def test_crops_without_masks_are_read_too(args):
     for path in args.pos_path.rglob("*_seg.npy"):
         path.unlink()
     train = load_splits(args)["train"]
-    assert not train.has_positions and train.lesion_mask(0) is None
+    assert not train.has_objects and train.object_mask(0) is None
 
 
 def test_the_fingerprint_hangs_on_content_not_on_place(args, tmp_path):
@@ -126,7 +126,7 @@ def test_a_lesion_mask_that_is_missing_among_others_is_named(args):
     next(iter(sorted(args.pos_path.glob("*_seg.npy")))).unlink()
     train = load_splits(args)["train"]
     with pytest.raises(BadInput, match=r"patient_000_node_0_3_1_0_seg.npy: no such file \(1 of 5"):
-        _ = train.has_positions
+        _ = train.has_objects
 
 
 def test_mixed_sizes_are_refused(args):
@@ -158,7 +158,7 @@ def test_crops_that_are_no_squares_are_refused(args):
 def test_the_disk_is_asked_once_whether_masks_were_kept(args, monkeypatch):
     train, asked = load_splits(args)["train"], []
     monkeypatch.setattr("os.path.lexists", lambda path: asked.append(path) or True)
-    assert all(train.has_positions for _ in range(100))
+    assert all(train.has_objects for _ in range(100))
     assert len(asked) == 5
 
 

@@ -58,6 +58,7 @@ def test_only_plain_files_are_read_and_nothing_is_waited_on(tmp_path, read):
         "found a device": Path("/dev/zero"),
         "Too many levels of symbolic links": link(tmp_path / "loop", tmp_path / "loop"),
         "No such file": tmp_path / "none",
+        "embedded null byte": tmp_path / "a\0b",
     }
     for said, path in strangers.items():
         with pytest.raises(BadInput, match=f"^{re.escape(str(path))}: .*{said}"):

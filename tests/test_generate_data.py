@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from common.errors import BadInput
+from data import SPLITS
 from data.cluttered_mnist import digits, folder, generate_data, generate_noise_data
 from data.cluttered_mnist.recipe import Recipe
 
@@ -47,7 +48,7 @@ def check_reference(tmp_path, mnist_dir, setting, whole_splits):
     flags += f" --patch-size {REFERENCE['patch_size']} --mnist {mnist_dir} --out {tmp_path}"
     generate_data.main(flags.split())
     settings = json.loads((tmp_path / "args.json").read_text())
-    sources = {split: Recipe(tmp_path, split, settings) for split in folder.SPLITS}
+    sources = {split: Recipe(tmp_path, split, settings) for split in SPLITS}
     assert {split: len(source) for split, source in sources.items()} == REFERENCE["counts"]
     for split, i, label, sha256, total, cell, cells in setting["images"]:
         canvas, patch_map = sources[split].arrays(i)
@@ -131,7 +132,7 @@ def test_lost_and_damaged_parts_are_made_again(small, tmp_path, name, bytes_left
 @pytest.mark.parametrize(("labels", "found"), [([1, 1, 1], "0 of the 3"), ([3, 3], "2 of the 2")])
 def test_digits_without_needle_or_clutter_are_refused(tmp_path, monkeypatch, kind, labels, found):
     few = digits.Digits(np.zeros((len(labels), 28, 28), np.uint8), np.array(labels, np.uint8))
-    monkeypatch.setattr(digits, "load", lambda _: dict.fromkeys(folder.SPLITS, few))
+    monkeypatch.setattr(digits, "load", lambda _: dict.fromkeys(SPLITS, few))
     with pytest.raises(BadInput, match=f"--digit 3: {found} train digits"):
         generate_data.main([*SMALL, "--out", str(tmp_path), "--type", kind])
 

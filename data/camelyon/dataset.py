@@ -11,12 +11,13 @@ from pathlib import Path
 import numpy as np
 from torch.utils.data import Dataset
 
-from common import cli
+from common import cli, pictures
 from common.errors import BadInput
 from common.files import check_file, open_npy, read_table
 from common.manifest import Manifest
 from data.camelyon.slides import SPLIT_FOLDERS
 
+IN_CHANNELS = 3
 FINGERPRINT_FILES = 16
 ADVICE = "the command that extracted the crops writes it again"
 
@@ -98,7 +99,8 @@ class CamelyonCrops(Dataset):
     differ in size or one is damaged.
     """
 
-    in_channels = 3
+    in_channels = IN_CHANNELS
+    outline = pictures.LESION
 
     def __init__(self, pos_path: Path, positives: list[str], neg_path: Path, negatives: list[str], seed: int):
         n = min(len(positives), len(negatives))
@@ -122,7 +124,7 @@ class CamelyonCrops(Dataset):
         return crop.permute(2, 0, 1).float() / 255, int(self.labels[i])  # (3, S, S)
 
     @functools.cached_property  # asked for every image
-    def has_positions(self) -> bool:
+    def has_objects(self) -> bool:
         """Whether the lesion masks were kept. BadInput names one that is missing among others."""
         paths = [_seg_path(path) for path, label in zip(self.files, self.labels, strict=True) if label == 1]
         missing = [path for path in paths if not os.path.lexists(path)]
@@ -130,13 +132,22 @@ class CamelyonCrops(Dataset):
             raise BadInput(f"{missing[0]}: no such file ({len(missing)} of {len(paths)} lesion masks are missing)")
         return not missing
 
-    def lesion_mask(self, i: int) -> np.ndarray | None:
+    def object_mask(self, i: int) -> np.ndarray | None:
         """Lesion pixels of crop i, bool (S, S); None for negatives and where no mask was kept."""
         path = _seg_path(self.files[i])
         if self.labels[i] == 0 or not (os.path.lexists(path) or self._listed_as(i, path) in self.manifests[1].entries):
             return None
         values = self._load(i, path, (self.size, self.size))
         return (values == 1) | (values == 255)
+
+    def o2i(self, i: int) -> float | None:
+        """The lesion's share of crop i; None likewise."""
+        mask = self.object_mask(i)
+        return None if mask is None else float(mask.mean())
+
+    def batches_on(self, device, batches):
+        """None: crops are read from files."""
+        return None
 
     def _load(self, i, path, shape):
         """A file of crop i, if it is as it was written."""

@@ -203,10 +203,7 @@ def write_pyramid(path: Path, tile_of, shape: tuple[int, ...], mpp: float, **opt
     import tifffile
 
     options |= {"tile": (TILE, TILE), "metadata": None, "software": False, "maxworkers": 1}
-    with (
-        atomic_open(path) as file,
-        tifffile.TiffWriter(tifffile.FileHandle(file, name=path.name), bigtiff=True) as tiff,
-    ):
+    with atomic_open(path) as file, tifffile.TiffWriter(file, bigtiff=True) as tiff:
         for level in range(min(9, max(6, math.ceil(math.log2(max(shape) / 1024))))):
             height, width = (side >> level for side in shape[:2])
             corners = ((y, x) for y in range(0, height, TILE) for x in range(0, width, TILE))

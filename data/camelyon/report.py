@@ -12,11 +12,11 @@ from common import cli
 from common.errors import BadInput
 from common.files import make_subfolder
 from common.pictures import write_png
+from data import SPLITS
 from data.camelyon import crops
 from data.camelyon.annotations import LesionMask
 from data.camelyon.slides import SPLIT_OF_CENTRE, Slide
 
-SPLITS = ("train", "val", "test")
 PREVIEW_SIDE = 1600  # pixels
 OUTLINE, BOX = (0, 160, 0), (200, 0, 0)
 WORKER_BYTES = 160e6  # Python and its libraries, and OpenSlide's tiles

@@ -196,7 +196,7 @@ def test_crops_masks_and_their_table(crops, folder):
     def read():
         for data in camelyon.load_splits(crops).values():
             for i in range(len(data)):
-                data[i], data.lesion_mask(i)
+                data[i], data.object_mask(i)
 
     path = getattr(crops, folder)
     names = [file.relative_to(path).as_posix() for file in sorted(path.rglob("*.npy"))]
