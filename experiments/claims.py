@@ -375,7 +375,7 @@ CLAIMS = (
         33,
     ),
     *[
-        Claim("precision", f"Not in the paper: {name} learns as float32 does", LearnsAlike(precision))
+        Claim("precision", f"Not in Pawlowski 2019: {name} learns as float32 does", LearnsAlike(precision))
         for name, precision in (("TF32", "tf32"), ("fp16", "fp16"), ("bf16", "bf16"))
     ],
 )
