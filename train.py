@@ -309,7 +309,7 @@ def describe(learner: Learner, loaders: Loaders, args) -> None:
     if processes.rank() > 0:
         return
     effective, factor = effective_batch(args), loaders.epoch_factor
-    note = "" if effective == NEEDLES_BATCH else f" (the paper: {NEEDLES_BATCH})"
+    note = "" if effective == NEEDLES_BATCH else f" (Pawlowski 2019: {NEEDLES_BATCH})"
     print(needle.describe(learner.model))
     print(f"batch {args.batch_size} x accumulation {max(1, args.delayed_step)} = {effective}{note}")
     epochs = f"{args.epochs} epochs"

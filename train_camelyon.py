@@ -13,7 +13,7 @@ def parse_args(argv=None):
     parser = cli.ArgumentParser(description=__doc__)
     dataset.add_flags(parser)
     loaders.add_flags(parser)
-    needle.add_flags(parser, receptive_field=9)  # the paper's best for nCAMELYON
+    needle.add_flags(parser, receptive_field=9)  # Pawlowski 2019's best for nCAMELYON
     train.add_flags(parser)
     return parser.parse_args(argv)
 

@@ -12,7 +12,7 @@ def parse_args(argv=None):
     dataset.add_flags(parser)
     loaders.add_flags(parser)
     loaders.add_balance_flags(parser)
-    needle.add_flags(parser, receptive_field=33)  # the paper's best for nMNIST
+    needle.add_flags(parser, receptive_field=33)  # Pawlowski 2019's best for nMNIST
     train.add_flags(parser)
     return parser.parse_args(argv)
 

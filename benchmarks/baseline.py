@@ -36,7 +36,7 @@ def _bottleneck(block, x):
 
 
 class BaselineTraining:
-    """Steps of RMSprop at the paper's settings; `network` maps images to logits (B, 2)."""
+    """Steps of RMSprop at Pawlowski 2019's settings; `network` maps images to logits (B, 2)."""
 
     def __init__(self, network: nn.Module):
         self.network = network

@@ -1,4 +1,4 @@
-"""Training steps of train.py against steps as the first release took them, on nMNIST canvases of the paper's density.
+"""Training steps of train.py against steps as the first release took them, on canvases of Pawlowski 2019's density.
 
 All versions read their images, and take turns of a few steps. Per row: images/s (median of the turns), the ratio to the
 baseline (TF32 off), GFLOP and GB that a step moves per image, the share of the roofline (the least time of every

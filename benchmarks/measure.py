@@ -30,7 +30,7 @@ def add_flags(parser) -> None:
 
 
 def make_batch(bank: np.ndarray, canvas: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Images (B, 1, canvas, canvas) of clutter at the paper's density, and labels (B,)."""
+    """Images (B, 1, canvas, canvas) of clutter at Pawlowski 2019's density, and labels (B,)."""
     rng, n = np.random.default_rng(0), placements.default_clutter(canvas)
     size = min(32, max(1, PIXELS // canvas**2))
     layers = [(bank[rng.integers(len(bank), size=n)], *rng.integers(canvas - 28, size=(2, n))) for _ in range(size)]

@@ -51,7 +51,7 @@ def localization_ap(hits: np.ndarray, confidences: np.ndarray, positives: int) -
         hits: (N,) whether the detection lies on the object; never true for an image without one.
         confidences: (N,) finite.
         positives: images that hold an object.
-    Source: the paper, section C.4.
+    Source: Pawlowski 2019, section C.4.
     """
     from sklearn.metrics import average_precision_score
 

@@ -26,7 +26,7 @@ def add_flags(parser) -> None:
         "--precision",
         choices=PRECISIONS,
         default="float32",
-        help="float32 computes as the paper did; tf32, fp16 (with loss scaling) and bf16 are less exact and, on "
+        help="float32 computes as Pawlowski 2019 did; tf32, fp16 (with loss scaling) and bf16 are less exact and, on "
         "a GPU, faster (a CPU emulates tf32, slowly)",
     )
     cli.neutral(

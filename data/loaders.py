@@ -20,7 +20,7 @@ from common import cli, limits, processes, signals
 from common.errors import BadInput, WorkFailed
 from common.manifest import Manifest
 
-PAPER_TRAIN_SIZE = 11276
+NEEDLES_TRAIN_SIZE = 11276
 
 
 def add_flags(parser, batch_size: int = 32) -> None:
@@ -50,8 +50,8 @@ def add_balance_flags(parser) -> None:
     parser.add_argument(
         "--num_examples",
         type=cli.positive,
-        help=f"training images; fewer multiply epochs and milestones by {PAPER_TRAIN_SIZE} // N "
-        f"(without the flag: {PAPER_TRAIN_SIZE} or all there are, and nothing is multiplied)",
+        help=f"training images; fewer multiply epochs and milestones by {NEEDLES_TRAIN_SIZE} // N "
+        f"(without the flag: {NEEDLES_TRAIN_SIZE} or all there are, and nothing is multiplied)",
     )
     parser.add_argument(
         "--data_balance", type=_share, help="share of positives among the training images (without the flag: half)"
@@ -66,8 +66,8 @@ def _share(text):
 
 
 def shrinkage(num_examples: int | None) -> int:
-    """Factor on epochs and milestones that gives a small training set as many updates as the paper's."""
-    return 1 if num_examples is None else max(1, PAPER_TRAIN_SIZE // num_examples)
+    """Factor on epochs and milestones that gives a small training set as many updates as Pawlowski 2019's."""
+    return 1 if num_examples is None else max(1, NEEDLES_TRAIN_SIZE // num_examples)
 
 
 def training_subset(labels: np.ndarray, num_examples: int | None, balance: float | None) -> np.ndarray:
@@ -76,7 +76,7 @@ def training_subset(labels: np.ndarray, num_examples: int | None, balance: float
     N is num_examples, or without it the smaller of 11,276 and len(labels); without either, the file's first N
     images as they come. BadInput when the data hold fewer.
     """
-    n = min(PAPER_TRAIN_SIZE, len(labels)) if num_examples is None else num_examples
+    n = min(NEEDLES_TRAIN_SIZE, len(labels)) if num_examples is None else num_examples
     if num_examples is None and balance is None:
         return np.arange(n)
     balance = 0.5 if balance is None else balance

@@ -1,4 +1,4 @@
-"""The paper's claims: each in our words, with the rule that decides it on a table of results."""
+"""Pawlowski 2019's claims: each in our words, with the rule that decides it on a table of results."""
 
 from dataclasses import dataclass
 from itertools import pairwise, product
@@ -51,7 +51,7 @@ class Evidence:
     def mean(self, column="test_acc", fitted_only=True, **where) -> Mean:
         """Of the runs at a point that fit the training data.
 
-        Where none fits, an accuracy at the paper's setting is random, as in the paper; else the point is Undecided.
+        Where none fits, an accuracy at Pawlowski 2019's setting is random, as there; else the point is Undecided.
         """
         name, rows = " ".join(f"{LABELS[axis]} {value}" for axis, value in where.items()), self.table
         for axis, value in where.items():
@@ -297,7 +297,7 @@ def seeds_agree(evidence):
 
 
 def all_fit(evidence):
-    """all runs fit (at another setting than the paper's, one that does not leaves it undecided)"""
+    """all runs fit (at another setting than Pawlowski 2019's, one that does not leaves it undecided)"""
     fits, paper = evidence.table["fits"], (evidence.table["setting"] == "paper").all()
     verdict = CONFIRMED if fits.all() else CONTRADICTED if paper else UNDECIDED
     return verdict, f"{fits.sum()} of {len(fits)} runs"

@@ -1,6 +1,6 @@
 """Run the whole job at a size of minutes, by the commands a user types: data, training, saliency maps, a summary.
 
-The settings are chosen to learn in minutes on two CPU cores; they are not the paper's.
+The settings are chosen to learn in minutes on two CPU cores; they are not Pawlowski 2019's.
 """
 
 import shlex
@@ -16,7 +16,7 @@ from common.errors import BadInput
 from experiments.stats import read_numbers, read_precision
 
 ROOT = Path(__file__).resolve().parents[1]
-# batch norm, a larger step and a narrow network: the paper's settings need tens of epochs at full width
+# batch norm, a larger step and a narrow network: Pawlowski 2019's settings need tens of epochs at full width
 QUICK = "--width -3 --norm bn --opt adam --lr 2e-3 -b 16"
 
 
@@ -95,7 +95,7 @@ def summarise(logdir: Path, seconds: float) -> None:
     stats = read_numbers(logdir / "stats.csv", ["eval_acc", "images_per_s"], ["test_acc", "test_auc"])
     best = stats.loc[stats.eval_acc.idxmax()]
     precision = read_precision(logdir / "saliency" / "localization.json")
-    print(f"\ndone in {seconds / 60:.1f} minutes, at settings that learn in minutes (not the paper's)")
+    print(f"\ndone in {seconds / 60:.1f} minutes, at settings that learn in minutes (not those of Pawlowski 2019)")
     print(f"test accuracy            {best.test_acc:.3f}   (chance 0.5)")
     print(f"test AUC                 {best.test_auc:.3f}   (chance 0.5)")
     print(f"localisation AP          {precision:.3f}")

@@ -104,7 +104,7 @@ def describe(table) -> str:
 
 
 def in_order(values) -> list:
-    """O2I from large to small, numbers ascending, poolings as the paper lists them."""
+    """O2I from large to small, numbers ascending, poolings as Pawlowski 2019 lists them."""
     values = list(dict.fromkeys(values))
     if set(values) <= set(POOLINGS):
         return sorted(values, key=POOLINGS.index)

@@ -7,7 +7,7 @@ from experiments import runs
 from experiments.figures import CROP_DATA, Point
 from experiments.runs import Run
 
-CROPS = 10000  # training crops a run is taken to have: the paper's Table 2 lists 1,000 to 11,750
+CROPS = 10000  # training crops a run is taken to have: Pawlowski 2019's Table 2 lists 1,000 to 11,750
 EVALUATION = 1.25  # images pass the network this many times as often as in training alone
 DIGITS = 45e6  # bytes of the digits in a data set's folder
 

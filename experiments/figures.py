@@ -1,4 +1,4 @@
-"""The paper's figures as data: the points of each one's grid, its axes and its metric, and two ways to train them."""
+"""Pawlowski 2019's figures as data: the points of each one's grid, its axes and its metric, two ways to train them."""
 
 from dataclasses import dataclass, field, replace
 from itertools import product
@@ -20,7 +20,7 @@ RATIOS = ("0.5_1", "0.1_0.5", "0.01_0.1", "0.001_0.01")  # O2I of crops, as in t
 
 @dataclass(frozen=True)
 class Point:
-    """All that decides a training run but its seed and its setting; the defaults are the paper's."""
+    """All that decides a training run but its seed and its setting; the defaults are Pawlowski 2019's."""
 
     data: str = "nmnist"  # or "noise", "ncamelyon", "made" (crops of made slides)
     canvas: int = 64  # px; for crops their side
@@ -116,7 +116,7 @@ def grid(**axes) -> tuple[Point, ...]:
 
 
 def crops(**axes) -> tuple[Point, ...]:
-    """nCAMELYON's points: every crop size and O2I range that has validation crops in the paper's Table 1."""
+    """nCAMELYON's points: every crop size and O2I range that has validation crops in Pawlowski 2019's Table 1."""
     fixed = {"data": ("ncamelyon",), "num_examples": (None,), "receptive_field": (9,)}
     points = grid(ratio=RATIOS, canvas=CROPS, **fixed | axes)
     return tuple(point for point in points if (point.canvas, point.ratio) != (128, "0.5_1"))
@@ -184,9 +184,9 @@ LABELS = {  # column of the results -> how it reads on an axis
     "fits": "runs that fit the training data",
 }
 EXTRACTORS = {"receptive_field": RECEPTIVE_FIELDS, "width": WIDTHS}
-ARCHITECTURES = {"pooling": POOLINGS, **EXTRACTORS}  # the paper's 48
+ARCHITECTURES = {"pooling": POOLINGS, **EXTRACTORS}  # Pawlowski 2019's 48
 LIMIT = {"canvas": CANVASES, "num_examples": SIZES}
-# the paper's memory did not hold the widest network on the largest canvas
+# Pawlowski 2019's memory did not hold the widest network on the largest canvas
 CAPACITY = tuple(p for p in grid(canvas=CANVASES, width=WIDTHS) if (p.canvas, p.width) != (1024, 1))
 HEAT, SMALLEST = {"metric": "val_acc", "kind": "heat"}, {"metric": "val_acc", "kind": "smallest"}
 NOISE = (("data", "noise"),)

@@ -1,7 +1,7 @@
-"""Run the paper's experiments: run_experiments.py figure4 --preset small
+"""Run Pawlowski 2019's experiments: run_experiments.py figure4 --preset small
 
 Generates the data sets that are missing, trains the runs that are not done (interrupted ones continue), writes
-results/{figure}.csv, draws figures/{figure}.png and judges the paper's claims.
+results/{figure}.csv, draws figures/{figure}.png and judges Pawlowski 2019's claims.
 """
 
 import contextlib
@@ -30,7 +30,12 @@ def parse_args(argv=None):
     parser = cli.ArgumentParser(description=__doc__)
     add = parser.add_argument
     add("figures", nargs="+", choices=FIGURES, help="which")
-    add("--preset", choices=PRESETS, default="paper", help="the paper's settings, or few points at settings for a CPU")
+    add(
+        "--preset",
+        choices=PRESETS,
+        default="paper",
+        help="Pawlowski 2019's settings, or few points on a CPU",
+    )
     add("--seeds", type=cli.positive, help="how many seeds (default: the preset's)")
     add("--epochs", "-e", type=cli.positive, help="epochs at 11,276 images (default: the preset's)")
     for axis, reading in AXES.items():

@@ -31,12 +31,12 @@ def receptive_field(kernel3: tuple[int, int, int, int]) -> int:
 
 
 def stage_channels(width: int) -> list[int]:
-    """Planes of the four stages at width w: the paper's times 2^w."""
+    """Planes of the four stages at width w: Pawlowski 2019's times 2^w."""
     return [int(planes * 2**width) for planes in PLANES]
 
 
 def make_norm(norm: str, channels: int) -> nn.Module:
-    """`in_aff`: instance norm with scale and shift (the paper's), `in`: without, `bn`: batch norm."""
+    """`in_aff`: instance norm with scale and shift (Pawlowski 2019's), `in`: without, `bn`: batch norm."""
     if norm == "bn":
         return nn.BatchNorm2d(channels)
     return nn.InstanceNorm2d(channels, affine=norm == "in_aff")

@@ -11,7 +11,7 @@ ATTENTION_UNITS = 128
 
 
 class NeedleClassifier(nn.Module):
-    """The paper's pipeline (figure 3): images (B, in, H, W) -> logits (B, 2), class 1 = holds the needle.
+    """Pawlowski 2019's pipeline (figure 3): images (B, in, H, W) -> logits (B, 2), class 1 = holds the needle.
 
     background: whether black background is computed once, see models.background: "auto", "rows" or "dense".
     """

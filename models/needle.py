@@ -1,4 +1,4 @@
-"""The paper's 48 architectures as one configuration: ModelConfig, the flags that fill it, build_model."""
+"""The 48 architectures of Pawlowski 2019 as one configuration: ModelConfig, the flags that fill it, build_model."""
 
 import argparse
 from dataclasses import asdict, dataclass
@@ -21,9 +21,9 @@ NORMS = ("in_aff", "in", "bn")
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """All that decides a network's shape; the defaults are the paper's best for nMNIST.
+    """All that decides a network's shape; the defaults are Pawlowski 2019's best for nMNIST.
 
-    kernel3: 3x3 convolutions in each of the four stages. width: planes times 2^width, -2 to 1 in the paper.
+    kernel3: 3x3 convolutions in each of the four stages. width: planes times 2^width, -2 to 1 in Pawlowski 2019.
     """
 
     in_channels: int
@@ -125,7 +125,7 @@ def add_flags(parser: argparse.ArgumentParser, receptive_field: int = 33, poolin
         choices=WIDTHS,
         metavar="W",
         default=0,
-        help="channels times 2^W; the paper: -2 to 1, here -4 to 2",
+        help="channels times 2^W; Pawlowski 2019: -2 to 1, here -4 to 2",
     )
     group.add_argument(
         "--norm", choices=NORMS, default="in_aff", help="instance norm with or without scale, batch norm"

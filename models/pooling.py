@@ -1,4 +1,4 @@
-"""Global poolings over all positions of an embedding: (B, C, h, w) -> (B, C). Source: the paper, appendix B.1."""
+"""Global poolings over all positions of an embedding: (B, C, h, w) -> (B, C). Source: Pawlowski 2019, appendix B.1."""
 
 import torch
 from torch import Tensor

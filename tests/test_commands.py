@@ -115,7 +115,7 @@ def test_every_script_in_the_readmes_table_is_run():
 @pytest.mark.parametrize("line", readme_commands())
 def test_readme_command(line, workplace, monkeypatch):
     monkeypatch.chdir(workplace)
-    monkeypatch.setattr("data.loaders.PAPER_TRAIN_SIZE", 64)  # else the epochs of small sets are multiplied
+    monkeypatch.setattr("data.loaders.NEEDLES_TRAIN_SIZE", 64)  # else the epochs of small sets are multiplied
     words = smaller(line)
     if words[0] == "torchrun":
         starter = [sys.executable, "-m", "torch.distributed.run", *words[1:]]
@@ -134,7 +134,7 @@ def test_demo(data, tmp_path, monkeypatch, capsys):
     def command(line):
         assert run_here(smaller(f"python {line}")[1:]) == 0
 
-    monkeypatch.setattr("data.loaders.PAPER_TRAIN_SIZE", 64)
+    monkeypatch.setattr("data.loaders.NEEDLES_TRAIN_SIZE", 64)
     monkeypatch.setattr(demo, "mnist_source", lambda: ("digits", 1))
     monkeypatch.setattr(demo, "command", command)
     demo.main([data, "--out", str(tmp_path)])

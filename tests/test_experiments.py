@@ -597,7 +597,7 @@ SCORES = {  # claim -> (scores that confirm it, scores that contradict it)
         lambda p: {"localization_ap": 0.5 + 0.1 * (p.pooling == "logsumexp")},
         lambda p: {"localization_ap": 0.5 + 0.1 * is_max(p)},
     ),
-    "Not in the paper": (lambda p: {}, lambda p: {"val_acc": 0.9 - 0.2 * (p.precision != "float32")}),
+    "Not in Pawlowski 2019": (lambda p: {}, lambda p: {"val_acc": 0.9 - 0.2 * (p.precision != "float32")}),
 }
 
 

@@ -27,7 +27,7 @@ def trained(tmp_path_factory):
     generate_data.main([*flags.split(), "--out", str(data)])
     flags = "--width -2 -e 1 -b 16 --num_examples 32 --kernel3 1_1_0_0 --workers 0 --device cpu"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("data.loaders.PAPER_TRAIN_SIZE", 32)
+        patch.setattr("data.loaders.NEEDLES_TRAIN_SIZE", 32)
         train_mnist.main([*flags.split(), "--data_path", str(data), "--logdir", str(logdir)])
     return data, logdir
 

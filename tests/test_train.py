@@ -233,7 +233,7 @@ def test_learning_rate_falls_after_each_milestone_and_stretches_with_small_sets(
 
 
 def test_small_training_sets_train_longer(tmp_path, monkeypatch):
-    monkeypatch.setattr("data.loaders.PAPER_TRAIN_SIZE", 32)
+    monkeypatch.setattr("data.loaders.NEEDLES_TRAIN_SIZE", 32)
     fit(tmp_path, "-e", 1, "--num_examples", 12)
     assert len(stats(tmp_path)) == 2  # 32 // 12
 

@@ -1,4 +1,4 @@
-"""What the extractors print and draw: counts beside the paper's, what a run would take, a picture per slide."""
+"""What the extractors print and draw: counts beside Pawlowski 2019's, what a run would take, a picture per slide."""
 
 import math
 import shutil
@@ -40,10 +40,10 @@ PAPER_NEGATIVES = {128: (19608, 6000, 6100), 256: (19595, 6000, 6100), 512: (195
 
 
 def print_counts(records: list[dict], title: str, paper: tuple[tuple[int, ...], ...] | None, lesions: bool) -> None:
-    """Print slides, lesions (where there are any) and crops per split beside the paper's, then what was rejected.
+    """Print slides, lesions (where there are any) and crops per split beside Pawlowski 2019's, then what was rejected.
 
     Args:
-        paper: numbers of train, val and test for each column but the slides; None where the paper has none.
+        paper: numbers of train, val and test for each column but the slides; None where Pawlowski 2019 has none.
     """
     columns = ["lesions", "crops"] if lesions else ["crops"]
     print(title)

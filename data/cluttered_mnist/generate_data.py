@@ -1,7 +1,8 @@
 """Write an nMNIST data set: generate_data.py --canvas 256 --patch-size 64 --out nmnist_256 --mnist MNIST_DIR
 
-Every positive image shows one needle digit among clutter digits, every negative image clutter only (paper, appendix
-A.1). The same flags give the same bytes, whatever --workers is; an interrupted run continues with the same command.
+Every positive image shows one needle digit among clutter digits, every negative image clutter only (Pawlowski 2019,
+appendix A.1). The same flags give the same bytes, whatever --workers is; an interrupted run continues with the same
+command.
 """
 
 import sys
@@ -140,7 +141,7 @@ def write_data_set(args, layout: placements.Layout, splits: dict, settings: dict
 
 
 def write_example(args, layout: placements.Layout, train: digits.Digits) -> None:
-    """Write example.png: positives on top with the needle outlined in red, negatives below (paper, figure 10)."""
+    """Write example.png: positives on top needles outlined in red, negatives below (Pawlowski 2019, figure 10)."""
     from common.files import make_folder
     from common.pictures import Panel, contact_sheet
 

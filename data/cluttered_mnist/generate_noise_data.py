@@ -1,8 +1,8 @@
 """Write a data set without content: generate_noise_data.py --canvas 256 --num_train 11276 --out noise_256
 
-Gaussian N(0, 1) images with labels 1, 0, 1, 0, ...: a network that fits them memorises (paper, section 4, after Zhang
-et al. 2017). Every image follows from the seed, its split and its number; an interrupted run continues with the same
-command.
+Gaussian N(0, 1) images with labels 1, 0, 1, 0, ...: a network that fits them memorises (Pawlowski 2019, section 4,
+after Zhang et al. 2017). Every image follows from the seed, its split and its number; an interrupted run continues with
+the same command.
 """
 
 import sys

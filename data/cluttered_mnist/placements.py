@@ -11,7 +11,7 @@ from data.cluttered_mnist.render import MAX_SIDE
 
 
 def default_clutter(canvas: int) -> int:
-    """Clutter digits that keep the density of the paper's 25 digits on 256x256 px, at least 2."""
+    """Clutter digits that keep the density of Pawlowski 2019's 25 digits on 256x256 px, at least 2."""
     return max(2, round(25 * (canvas / 256) ** 2))
 
 
