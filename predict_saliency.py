@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+import common  # noqa: F401 (before torch)
 import models
 from common import checkpoint, cli, lock, metrics, pictures, processes, runfolder, scores
 from common.errors import BadInput, WorkFailed
@@ -79,6 +80,7 @@ def main(argv=None):
         report(maps, data, args.split)
         maps.publish()
         scores.write(args.logdir, args.split, maps.rows)
+    print(f"scores of {args.split} by object size in {args.logdir / 'scores'}")
     print(f"maps, overlays, pred.csv and contact_sheet.png in {maps.target}")
 
 

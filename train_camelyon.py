@@ -2,6 +2,7 @@
 
 import numpy as np
 
+import common  # noqa: F401 (before torch)
 import train
 from common import cli, processes
 from data import loaders

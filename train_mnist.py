@@ -1,5 +1,6 @@
 """Train the needle classifier on nMNIST canvases: train_mnist.py --data_path nmnist_256 --logdir runs/256"""
 
+import common  # noqa: F401 (before torch)
 import train
 from common import cli, processes
 from data import loaders

@@ -160,7 +160,8 @@ def _exit_code(main):
         print(end="", flush=True)
         return code
     except BadInput as error:
-        return _complain(error, error.exit_code)
+        too_many = shortage(error) == TOO_MANY_FILES  # of which a file was named that is not to blame
+        return _complain(TOO_MANY_FILES, 1) if too_many else _complain(error, error.exit_code)
     except (OSError, MemoryError, RuntimeError, ImportError) as error:
         if "is killed by signal: Terminated" in str(error):  # a loader process was told before this one
             raise signals.Terminated from None

@@ -44,6 +44,8 @@ def select(name: str, precision: str = "float32", deterministic: bool = False) -
     launched = os.environ.keys() >= LAUNCHED
     if launched and name.startswith("cuda:"):
         raise BadInput(f"--device {name}: torchrun gives every process a GPU of its own; leave the flag out")
+    if name.split(":")[0] not in ("auto", "cpu", "cuda"):
+        raise BadInput(f"--device {name}: expected cpu or cuda, cuda:N or auto")
     _set_deterministic(deterministic)
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -54,8 +56,6 @@ def select(name: str, precision: str = "float32", deterministic: bool = False) -
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:
         raise BadInput(f"--device {name}: cannot be used: {str(error).splitlines()[0]}") from None
-    if device.type not in ("cpu", "cuda"):
-        raise BadInput(f"--device {name}: expected cpu or cuda")
     _set_tf32(precision == "tf32")
     if device.type == "cuda":
         torch.cuda.set_device(device)

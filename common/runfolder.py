@@ -28,7 +28,7 @@ import torch
 from common import checkpoint, cli, lock, processes, signals
 from common.errors import BadInput, WorkFailed
 from common.events import EventFile
-from common.files import write_csv, write_json
+from common.files import check_target, write_csv, write_json
 
 STEPS_PER_READ = 50  # steps between transfers of their sums from the device
 NOTHING, DUE = -1, 0  # wishes between two steps; above is the number of a signal
@@ -149,7 +149,8 @@ class RunFolder:
         self.done = self.read = operator.index(done)  # steps taken, and those of them whose sums were read
         self.seconds = float(seconds)
         self.totals = [float(total) for total in totals or [0.0] * len(self.names)]
-        if len(self.totals) != len(self.names) or not min(self.done, self.seconds) >= 0:
+        finite = np.isfinite([self.seconds, *self.totals]).all() and self.seconds >= 0
+        if len(self.totals) != len(self.names) or not finite or not 0 <= self.done <= self.steps_per_epoch:
             raise ValueError("progress of an epoch")
         self.pending, self.evaluating = [], False
         self.started = time.perf_counter() - self.seconds
@@ -162,6 +163,8 @@ class RunFolder:
         with contextlib.ExitStack() as stack:
             if processes.rank() == 0:
                 stack.enter_context(lock.held(self.logdir, "--logdir"))
+                for name in (checkpoint.LATEST, checkpoint.PREVIOUS, checkpoint.BEST, "stats.csv", "config.json"):
+                    check_target(self.logdir / name)
             self._restore()
             self.written = time.monotonic()
             self.events = None
@@ -357,7 +360,9 @@ class RunFolder:
             numbers = all(isinstance(name, str) and isinstance(value, (int, float)) for name, value in row.items())
             if row["epoch"] != epoch or not numbers:
                 raise ValueError(f"row {epoch} of the history")
-        self.history, self.best = rows, rows[best_epoch - 1] if best_epoch else None
+        if not (best_epoch is None and not rows) and not 1 <= best_epoch <= len(rows):
+            raise ValueError(f"best epoch {best_epoch} of {len(rows)}")
+        self.history, self.best = rows, rows[best_epoch - 1] if rows else None
         if self.best is not None and not set(self.columns) <= self.best.keys():
             raise ValueError("the best epoch lacks scores")
 

@@ -204,8 +204,8 @@ def _typed(storage, kind, numel):
 
 def _tensor(storage, offset, size, stride, *_):
     """A view of a storage, no larger than it is: an expanded tensor would be copied at its full size."""
-    numbers = (offset, *size, *stride)
-    if len(numbers) > 33 or any(type(number) is not int or number < 0 for number in numbers):
+    numbers = (offset, *_sizes(size), *_sizes(stride))
+    if any(number < 0 for number in numbers):
         raise BadInput("damaged: a tensor of no size")
     last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
     if math.prod(size) > len(storage) or (0 not in size and last >= len(storage)):
@@ -213,8 +213,17 @@ def _tensor(storage, offset, size, stride, *_):
     return storage.as_strided(size, stride, offset)
 
 
+def _sizes(sizes=()):
+    """Whole numbers of a shape or its strides; a tensor in their place would unfold into as many objects."""
+    if not isinstance(sizes, (list, tuple)) or len(sizes) > 16 or any(type(size) is not int for size in sizes):
+        raise BadInput("damaged: a tensor of no size")
+    return tuple(sizes)
+
+
 def _ordered(pairs=()):
     """An OrderedDict, also as Python 2 wrote it."""
+    if not isinstance(pairs, (list, tuple)):
+        raise BadInput("damaged: a dict of something that is not a list")
     return {_key(key): value for key, value in pairs}
 
 
@@ -227,7 +236,8 @@ def _numpy_number(dtype=None, data=b"", *_):
 
 def _bytes(text="", encoding="", *_):
     """Bytes, which pickle protocol 2 writes as text with their encoding; those of numbers are short."""
-    return text.encode("latin1") if encoding == "latin1" and len(text) <= 64 else Foreign(_Global("", "bytes"))
+    short = isinstance(text, str) and len(text) <= 64
+    return text.encode("latin1") if encoding == "latin1" and short else Foreign(_Global("", "bytes"))
 
 
 def _key(key):
@@ -244,7 +254,7 @@ BUILDERS = {
     ("torch._utils", "_rebuild_tensor_v2"): _tensor,
     ("torch._utils", "_rebuild_parameter"): lambda tensor, *_: tensor,
     ("torch.nn.parameter", "Parameter"): lambda tensor, *_: tensor,
-    ("torch", "Size"): lambda sizes: tuple(sizes),
+    ("torch", "Size"): _sizes,
     ("numpy", "dtype"): _NumpyType,
     ("numpy.core.multiarray", "scalar"): _numpy_number,
     ("numpy._core.multiarray", "scalar"): _numpy_number,

@@ -7,7 +7,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from common import cli
 from common.errors import BadInput
-from common.files import atomic_open
+from common.files import atomic_open, open_input
 from experiments.stats import read_numbers
 
 CURVES = {"train_running_acc": "training (running)", "eval_acc": "validation", "test_acc": "test"}
@@ -22,9 +22,18 @@ def parse_args(argv=None):
 
 def main(argv=None):
     args = parse_args(argv)
+    check_picture(args.out)
     table = read_curves(args.logdirs)
     draw(table, args.out)
     print(f"wrote {args.out}")
+
+
+def check_picture(path: Path) -> None:
+    """BadInput when something other than a picture lies where one is to be written."""
+    if path.exists():
+        with open_input(path) as file:
+            if not file.read(8).startswith(b"\x89PNG"):
+                raise BadInput(f"--out {path}: is there already and no PNG; choose another name")
 
 
 def read_curves(logdirs: list[Path]):

@@ -208,6 +208,19 @@ def test_a_failed_write_keeps_the_previous_checkpoint(tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["checkpoint.pth"]
 
 
+def test_a_tensor_in_place_of_a_shape_does_not_unfold(tmp_path):
+    """A hundred shapes that name a tensor of 100,000 bytes would be ten million tensors."""
+    tensor = torch.zeros(10**5, dtype=torch.uint8)
+
+    class Shape:
+        def __reduce__(self):
+            return torch.Size, (tensor,)
+
+    torch.save([Shape() for _ in range(100)], tmp_path / "a.pth")
+    outcome = sandbox.run(lambda argv: checkpoint.load_any(tmp_path / "a.pth"), [])
+    assert outcome.code == 2 and "a.pth: damaged: a tensor of no size" in outcome.said, outcome
+
+
 VARIANTS = {
     "DataParallel": lambda weights: {f"module.{name}": value for name, value in weights.items()},
     "torch.compile": lambda weights: {f"_orig_mod.{name}": value for name, value in weights.items()},

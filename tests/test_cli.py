@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from common import cli
+from common.errors import BadInput
 
 ROOT = Path(__file__).parent.parent
 
@@ -163,3 +164,28 @@ def test_what_is_done_soon_makes_no_lines(monkeypatch, capsys):
     assert list(cli.progress(range(3), 3, "work")) == [0, 1, 2]
     time.sleep(0.1)
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("command", ["train_mnist", "train_camelyon", "predict_saliency", "extract_basic_neg_crops"])
+def test_what_comes_before_torch_comes_before_torch(command):
+    """How idle threads wait and what Ctrl-C looks like are decided by then."""
+    script = (
+        "import sys\n"
+        "class Order:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if name == 'torch' and 'common' not in sys.modules: sys.exit('torch is first')\n"
+        "sys.meta_path.insert(0, Order())\n"
+        f"import {command}\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_too_many_open_files_are_not_the_files_fault(capsys):
+    def main():
+        raise BadInput("recipe/pool.npy: Too many open files; expected a recipe")
+
+    with pytest.raises(SystemExit) as ended:
+        cli.run(main)
+    assert ended.value.code == 1
+    assert capsys.readouterr().err.count("\n") == 1

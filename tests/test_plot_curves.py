@@ -6,6 +6,13 @@ from common.files import write_csv
 from experiments import plot_curves
 
 
+def test_a_file_that_is_no_picture_is_not_replaced(tmp_path):
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(BadInput, match=r"--out .*thesis\.txt: is there already and no PNG"):
+        plot_curves.main([str(tmp_path), "--out", str(tmp_path / "thesis.txt")])
+    assert (tmp_path / "thesis.txt").read_text() == "mine"
+
+
 def test_curves_hold_every_value_of_the_stats(tmp_path):
     rows = [{"epoch": 1, "train_running_acc": 0.5, "eval_acc": 0.6, "test_acc": 0.55}]
     rows.append({"epoch": 2, "train_running_acc": 0.7, "eval_acc": 0.58})  # no test evaluation

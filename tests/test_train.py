@@ -190,6 +190,10 @@ def test_a_run_that_ends_between_its_files_continues(tmp_path, monkeypatch):
         lambda saved: saved.pop("optimizer"),
         lambda saved: saved.update(history=[]),
         lambda saved: saved.update(best_epoch=99),
+        lambda saved: saved.update(best_epoch=None),
+        lambda saved: saved["progress"].update(steps=10**9),
+        lambda saved: saved["progress"].update(seconds=float("nan")),
+        lambda saved: saved["progress"].update(totals=[float("nan")] * 5),
         lambda saved: saved.update(identity=None),
         lambda saved: saved["state_dict"].popitem(),
     ],
@@ -202,6 +206,14 @@ def test_a_checkpoint_of_unexpected_content_is_named_in_one_line(tmp_path, damag
     with pytest.raises(BadInput, match=r"checkpoint\.pth: (its content is not as expected|has no parameter)") as error:
         fit(tmp_path)
     assert "\n" not in str(error.value) and len(str(error.value)) < 500
+
+
+@pytest.mark.parametrize("name", ["checkpoint.pth", "stats.csv"])
+def test_a_link_where_a_run_writes_is_refused_before_it_trains(tmp_path, name):
+    (tmp_path / name).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(BadInput, match=f"{name}: is a link where a file is to be written"):
+        fit(tmp_path)
+    assert not list(tmp_path.glob("events*"))
 
 
 def test_diverging_training_stops_and_keeps_the_last_epoch(tmp_path):

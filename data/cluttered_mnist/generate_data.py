@@ -91,12 +91,13 @@ def make_layout(args) -> placements.Layout:
         raise BadInput("--center-patch: needs the grid of --patch-size")
     if args.distortion_location != -1 and args.patch_size:
         print("--distortion-location: without effect, --patch-size decides where the needle lies")
-    render.zoomed_side(args.canvas, args.scale, "--scale")
     clutter = placements.default_clutter(args.canvas) if args.distortion_num is None else args.distortion_num
     side = render.zoomed_side(digits.SIDE, args.distortion_scale, "--distortion-scale")
-    return placements.Layout(
+    layout = placements.Layout(
         args.canvas, clutter, args.patch_size, args.center_patch, args.distortion_location, clutter_side=side
     )
+    render.zoomed_side(args.canvas, args.scale, "--scale")
+    return layout
 
 
 def count_images(splits: dict, args) -> dict[str, int]:
