@@ -238,7 +238,8 @@ def _loader(dataset, args, device, batches, n_loaders):
     composed = dataset.batches_on(device, batches) if device.type == "cuda" else None
     if composed is not None:
         return composed
-    workers = args.workers and affordable_workers(args.workers, dataset[0][0].nbytes * args.batch_size, n_loaders)
+    share = -(-args.batch_size // processes.world_size())
+    workers = args.workers and affordable_workers(args.workers, dataset[0][0].nbytes * share, n_loaders)
     return _WorkerLoader(
         dataset,
         batch_sampler=batches,
