@@ -18,6 +18,7 @@ test: $(READY)
 
 torture: $(READY)  # an hour and a half
 	FUZZ_EXAMPLES=60 OMP_NUM_THREADS=1 $(RUN) -m pytest -q -s tests/reliability
+	$(RUN) -m pytest -q -m timing
 	OMP_NUM_THREADS=1 $(RUN) tests/reliability/torture.py kills
 	OMP_NUM_THREADS=1 $(RUN) tests/reliability/torture.py load
 

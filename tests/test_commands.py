@@ -275,7 +275,7 @@ def test_help_explains_every_flag(script, capsys):
     assert "SUPPRESS" not in text
 
 
-@pytest.mark.slow
+@pytest.mark.timing
 def test_help_answers_as_soon_as_torch_is_imported():
     def seconds(*command):
         times = []
