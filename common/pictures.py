@@ -5,9 +5,12 @@ from pathlib import Path
 
 import numpy as np
 
-from common.files import atomic_open
+from common.files import atomic_open, open_input
 
 NEEDLE, LESION, EXAMPLE = (70, 130, 255), (0, 200, 0), (230, 30, 30)  # outline colours: blue, green, red
+
+
+SOFTWARE = "Needles in Haystacks testbed"  # in the PNG, so that no other is replaced
 
 
 @dataclass
@@ -78,4 +81,10 @@ def contact_sheet(path: Path, rows: list[list[Panel]], row_titles: list[str] | N
         if row_titles:
             axes[r][0].set_ylabel(row_titles[r], fontsize=8)
     with atomic_open(path) as file:
-        FigureCanvasAgg(figure).print_png(file)
+        FigureCanvasAgg(figure).print_png(file, metadata={"Software": SOFTWARE})
+
+
+def is_sheet(path: Path) -> bool:
+    """Whether a file is a contact sheet of this software, as its first bytes say."""
+    with open_input(path) as file:
+        return SOFTWARE.encode() in file.read(2**12)

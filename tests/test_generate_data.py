@@ -355,3 +355,13 @@ def test_noise_is_drawn_image_by_image(tmp_path):
     assert (
         tmp_path / "1/val.csv"
     ).read_text() == "img_path,label\nval_0.npz,1\nval_1.npz,0\nval_2.npz,1\nval_3.npz,0\n"
+
+
+def test_an_example_sheet_is_replaced_and_a_strangers_picture_is_not(tmp_path):
+    flags = ["--type", "test", "--canvas", "40", "--mnist", "digits", "--out", str(tmp_path)]
+    generate_data.main(flags)
+    generate_data.main(flags)
+    (tmp_path / "example.png").write_bytes(b"\x89PNG mine")
+    with pytest.raises(BadInput, match=r"example\.png: was not written by this command"):
+        generate_data.main(flags)
+    assert (tmp_path / "example.png").read_bytes() == b"\x89PNG mine"

@@ -144,8 +144,11 @@ def write_data_set(args, layout: placements.Layout, splits: dict, settings: dict
 def write_example(args, layout: placements.Layout, train: digits.Digits) -> None:
     """Write example.png: positives on top needles outlined in red, negatives below (Pawlowski 2019, figure 10)."""
     from common.files import make_folder
-    from common.pictures import Panel, contact_sheet
+    from common.pictures import Panel, contact_sheet, is_sheet
 
+    path = make_folder(args.out) / "example.png"
+    if path.exists() and not is_sheet(path):
+        raise BadInput(f"{path}: was not written by this command; remove it or choose another --out")
     needles, pool = train.images[train.labels == args.digit], train.images[train.labels != args.digit]
     rows = [[], []]
     draws = placements.draw_split(np.random.RandomState(args.seed), layout, len(pool), 2 * EXAMPLES)
@@ -156,7 +159,6 @@ def write_example(args, layout: placements.Layout, train: digits.Digits) -> None
         image = render.zoom_uint8(render.compose(layout.canvas, *layers), args.scale) / 255
         box = tuple(edge * args.scale for edge in (y, x, y + digits.SIDE, x + digits.SIDE))
         rows[i % 2].append(Panel(image, f"train {i}", [] if i % 2 else [box]))
-    path = make_folder(args.out) / "example.png"
     contact_sheet(path, rows, [f"digit {args.digit}", "none"])
     print(f"wrote {path}")
 
