@@ -76,7 +76,7 @@ def print_misfits(records: list[dict], args) -> None:
             digit = 10.0 ** math.floor(math.log10(below))
             advice.append(f"--low_roir {math.floor(below / digit) * digit:g} all")
         print(f"{len(found)} lesions are {words} for --size {args.size} {flag}: their share of a crop is", end=" ")
-        print(f"{shares.min():.2g} to {shares.max():.2g}; {', '.join(advice) or 'no --size fits'}")
+        print(f"{shares.min():.2g} to {shares.max():.2g}, each by itself; {', '.join(advice) or 'no --size fits'}")
 
 
 def print_problems(problems: list[str], stream) -> None:
