@@ -19,10 +19,6 @@ OUT_OF_MEMORY = (
     "in training also a larger --delayed_step with the smaller -b, and --checkpoint_activations"
 )
 TOO_MANY_FILES = "too many open files: raise `ulimit -n` or use fewer --workers; the same command continues"
-LOST_LOADER = (
-    "a loader process ended without saying why, perhaps for too many open files (`ulimit -n`): --workers 0 shows what "
-    "is wrong, if anything is; the same command continues"
-)
 NO_SHARED_MEMORY = (
     "shared memory (/dev/shm) is full: use --workers 0, a smaller -b, or more of it (docker run --shm-size, SLURM or "
     "Kubernetes: a larger /dev/shm); the same command continues"
@@ -183,7 +179,7 @@ def shortage(error: BaseException) -> str | None:
     if isinstance(error, MemoryError):
         return OUT_OF_MEMORY
     if text.endswith(") exited unexpectedly"):  # a loader process with an exit code that nobody saw
-        return LOST_LOADER
+        return TOO_MANY_FILES
     return next((message for sign, message in SHORTAGES.items() if sign in text), None)
 
 
