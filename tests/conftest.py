@@ -1,12 +1,8 @@
 import os
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-
-ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT))  # for workers and imports of tests' helpers alike
 
 
 @pytest.fixture(autouse=True)

@@ -12,9 +12,9 @@ import time
 from pathlib import Path
 
 import pytest
-from synthetic import environment
 
 from experiments import demo
+from tests.synthetic import environment
 
 ROOT = Path(__file__).parent.parent
 PAGES = ("README.md", "docs/FORMATS.md", "docs/RELIABILITY.md", "docs/SCALING.md")  # in the order of reading

@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from synthetic import make_args, make_model
 
 import train
 from data.loaders import Step
 from models import background
 from models.saliency import saliency_maps
+from tests.synthetic import make_args, make_model
 
 META = torch.device("meta")
 POOLINGS = pytest.mark.parametrize("pooling", ["max", "mean", "attention", "logsumexp"])

@@ -6,7 +6,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from test_checkpoint import old_checkpoint
 
 import predict_saliency
 import train_mnist
@@ -16,6 +15,7 @@ from data.cluttered_mnist import generate_data
 from models.needle import ModelConfig, build_model
 from models.saliency import saliency_maps
 from predict_saliency import describe_image
+from tests.common.test_checkpoint import old_checkpoint
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from synthetic import CPU, assert_same_training, environment, fit, make_args, make_loaders, make_model, vector
 
 import train
 from common import checkpoint, processes
@@ -16,6 +15,7 @@ from common.errors import BadInput, WorkFailed
 from common.moments import GradientVariance
 from common.runfolder import RunFolder
 from models import background
+from tests.synthetic import CPU, assert_same_training, environment, fit, make_args, make_loaders, make_model, vector
 
 TIMINGS = ["seconds", "images_per_s"]
 

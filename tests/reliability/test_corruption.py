@@ -18,7 +18,7 @@ from common.errors import BadInput
 from common.manifest import Manifest
 from data.camelyon import dataset as camelyon
 from data.cluttered_mnist import dataset, generate_data
-from reliability.harness import contents
+from tests.reliability.harness import contents
 
 ROOT = Path(__file__).parents[2]
 SMALL = "--mnist digits --canvas 64 --distortion-num 3 --patch-size 32 --duplicates 1 --workers 1"

@@ -24,7 +24,7 @@ import train_camelyon
 import train_mnist
 from data.camelyon import make_slides
 from data.cluttered_mnist import digits, generate_data
-from reliability import sandbox
+from tests.reliability import sandbox
 
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "4"))  # of every kind of file; make torture takes more
 FUZZ = settings(

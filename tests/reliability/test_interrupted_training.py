@@ -7,14 +7,14 @@ import sys
 from pathlib import Path
 
 import pytest
-import synthetic
 import torch
-from synthetic import environment, make_args, make_loaders, make_model
 
 import train
 from common import checkpoint, processes, runfolder, signals
 from common.errors import BadInput, WorkFailed
-from reliability.harness import assert_same_run
+from tests import synthetic
+from tests.reliability.harness import assert_same_run
+from tests.synthetic import environment, make_args, make_loaders, make_model
 
 ROOT = Path(__file__).parents[2]
 FLAGS = ("-e", 2, "--dropout", "--grad_variance", "--delayed_step", 2, "-b", 4)  # 4 steps an epoch

@@ -4,7 +4,7 @@ import pytest
 
 from data.camelyon import make_slides
 from data.cluttered_mnist import generate_data
-from reliability import kills
+from tests.reliability import kills
 
 KILLS = 2
 

@@ -8,12 +8,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from synthetic import make_args, make_loaders, make_model
 
 import train
 from common import checkpoint, cli, files, processes
 from data.cluttered_mnist import generate_data
-from reliability import sandbox
+from tests.reliability import sandbox
+from tests.synthetic import make_args, make_loaders, make_model
 
 ROOT = Path(__file__).parents[2]
 SMALL = "--mnist digits --canvas 64 --distortion-num 1 --duplicates 1 --workers 1"

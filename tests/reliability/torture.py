@@ -4,13 +4,12 @@ import sys
 import tempfile
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from common import cli
 from data.camelyon import make_slides
 from data.cluttered_mnist import generate_data
-from reliability import kills, load
+from tests.reliability import kills, load
 
 SLIDES = "--width 8192 --height 6144 --annotated 2 --negative 1 --compression deflate --workers 1"
 DATA = "--mnist digits --canvas 64 --distortion-num 2 --patch-size 64 --duplicates 1 --workers 1"

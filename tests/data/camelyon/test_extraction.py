@@ -14,7 +14,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import tifffile
-from camelyon_oracle import mask_window, polygons_of, valid_corners
 from scipy import ndimage
 
 import extract_basic_neg_crops as negatives
@@ -22,6 +21,7 @@ import extract_basic_pos_crops as positives
 from common.errors import BadInput
 from common.manifest import Manifest
 from data.camelyon import annotations, extraction, make_slides, slides
+from tests.data.camelyon.oracle import mask_window, polygons_of, valid_corners
 
 SIZE, K = 64, 5
 RANGE = (0.01, 0.1)

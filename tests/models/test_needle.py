@@ -5,15 +5,15 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from network_recipe import fill, make_input, u01
 
 from common.errors import BadInput
 from models import needle
 from models.bagnet import KERNEL3_BY_RECEPTIVE_FIELD, BagNet, receptive_field
 from models.needle import ModelConfig, build_model
 from models.saliency import saliency_maps
+from tests.models.recipe import fill, make_input, u01
 
-REFERENCE = json.loads((Path(__file__).parent / "reference" / "network.json").read_text())
+REFERENCE = json.loads((Path(__file__).parents[1] / "reference" / "network.json").read_text())
 CASES = pytest.mark.parametrize("case", REFERENCE["cases"], ids=lambda case: "x".join(map(str, case["input"])))
 
 

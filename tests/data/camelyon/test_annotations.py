@@ -5,11 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from camelyon_oracle import mask_window, polygons_of
 from scipy import ndimage
 
 from common.errors import BadInput
 from data.camelyon import annotations
+from tests.data.camelyon.oracle import mask_window, polygons_of
 
 SHAPE = (90, 110)
 

@@ -14,7 +14,7 @@ import pytest
 from common import cli
 from common.errors import BadInput
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 def shell(line, tmp_path, script):

@@ -20,8 +20,8 @@ from data import SPLITS
 from data.cluttered_mnist import digits, folder, generate_data, generate_noise_data
 from data.cluttered_mnist.recipe import Recipe
 
-COMMANDS = Path(__file__).parents[1] / "data/cluttered_mnist"
-REFERENCE = json.loads((Path(__file__).parent / "reference/nmnist.json").read_text())
+COMMANDS = Path(__file__).parents[3] / "data/cluttered_mnist"
+REFERENCE = json.loads((Path(__file__).parents[2] / "reference/nmnist.json").read_text())
 SMALL = ["--mnist", "digits", "--canvas", "64", "--patch-size", "64", "--duplicates", "1", "--workers", "1"]
 
 

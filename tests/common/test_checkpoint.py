@@ -11,12 +11,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from reliability import sandbox
 
 from common import checkpoint, torch_format
 from common.errors import BadInput
 from models import needle
 from models.needle import ModelConfig, build_model
+from tests.reliability import sandbox
 
 
 def old_checkpoint(model):

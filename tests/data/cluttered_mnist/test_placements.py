@@ -10,7 +10,7 @@ import pytest
 from common.errors import BadInput
 from data.cluttered_mnist.placements import Layout, default_clutter, draw_split
 
-REFERENCE = json.loads((Path(__file__).parent / "reference/nmnist.json").read_text())
+REFERENCE = json.loads((Path(__file__).parents[2] / "reference/nmnist.json").read_text())
 POOLS = {"train": 49362, "val": 4507, "test": 8990}
 
 

@@ -7,13 +7,13 @@ import signal
 import pandas as pd
 import pytest
 import torch
-from reliability.harness import events
 from torch import nn
 
 from common import checkpoint, signals
 from common.errors import BadInput, WorkFailed
 from common.optimizers import Resumable
 from common.runfolder import RunFolder
+from tests.reliability.harness import events
 
 STEPS = 3  # of a stage
 COLUMNS = {"epoch": None, "distance": "val/distance", "lowest": None, "seconds": None}

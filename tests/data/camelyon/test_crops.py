@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
-from camelyon_oracle import valid_corners
 from scipy import ndimage
 
 from data.camelyon import annotations, crops
+from tests.data.camelyon.oracle import valid_corners
 
 SIZE, SHAPE = 16, (40, 50)
 
