@@ -1,7 +1,7 @@
 """Draw what the networks are shown: draw_examples.py --pos_path POS --neg_path NEG --data_path NMNIST --out FOLDER
 
-Writes crop_examples.png, crops with their lesions outlined above crops without, and receptive_fields.png, the fields of the
-three networks around the needle of a canvas.
+Writes crop_examples.png, crops with their lesions outlined above crops without, and receptive_fields.png, the fields
+of the three networks around the needle of a canvas.
 """
 
 import sys
