@@ -27,7 +27,7 @@ DEFAULT = Path(__file__).with_name("manipulations.yml")
 NEEDED = ("p_horizontal_flip", "p_vertical_flip", "p_invert")
 CHANCES = (*NEEDED, "p_global_hist", "p_local_hist", "p_blur", "p_jpeg", "p_noise")
 RANGES = {  # key -> least and largest number
-    "perspective_range": (-1000, 1000),
+    "perspective_range": (-SIZE // 3, SIZE // 3),  # beyond, three corners can come to lie on a line
     **dict.fromkeys(["gamma_range", "brightness_range", "contrast_range"], (0, 100)),
     "hue_range": (-0.5, 0.5),
 }
@@ -122,7 +122,7 @@ def move_corners(picture: Image.Image, offsets: np.ndarray) -> Image.Image:
     rows = []
     for (x, y), (u, v) in zip(corners, corners + offsets, strict=True):
         rows += [(u, v, 1, 0, 0, 0, -x * u, -x * v), (0, 0, 0, u, v, 1, -y * u, -y * v)]
-    coefficients = np.linalg.lstsq(np.array(rows), corners.ravel(), rcond=None)[0].round(12)  # of no move exactly 0, 1
+    coefficients = np.linalg.solve(np.array(rows), corners.ravel()).round(12)  # of no move exactly 0 and 1
     return picture.transform(picture.size, Image.Transform.PERSPECTIVE, coefficients, Image.Resampling.BICUBIC)
 
 
