@@ -14,7 +14,7 @@ POOL = 8  # side of the last average pool: not a global one, a larger image give
 
 
 class SameConv2d(nn.Conv2d):
-    """A convolution without bias that pads as TensorFlow's "same": at stride 2, even sides get bottom and right only."""
+    """A convolution without bias, padded as TensorFlow's "same": an even side gets one zero behind at stride 2."""
 
     def __init__(self, in_channels: int, channels: int, kernel: int, stride: int = 1):
         super().__init__(in_channels, channels, kernel, stride, bias=False)
@@ -34,7 +34,7 @@ def _same_padding(side: int, kernel: int, stride: int) -> tuple[int, int]:
 
 
 class Block(nn.Module):
-    """x + conv(relu(bn(conv(relu(bn(x)))))); where channels change, the shortcut is a 1x1 convolution of relu(bn(x))."""
+    """x + conv(relu(bn(conv(relu(bn(x)))))); a 1x1 convolution of relu(bn(x)) for x where channels change."""
 
     def __init__(self, in_channels: int, channels: int, stride: int):
         super().__init__()
