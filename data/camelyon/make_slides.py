@@ -22,7 +22,8 @@ from common import cli, parallel
 from common.errors import BadInput
 from common.files import atomic_open, make_folder, make_subfolder, read_json, write_json
 from data.camelyon import slides
-from data.camelyon.annotations import LesionMask, mask_from_polygons, read_xml
+from data.slides.annotations import LesionMask, mask_from_polygons, read_xml
+from data.slides.pyramid import Slide
 
 BASE = 3  # the level at which slides are painted; finer levels repeat its pixels, coarser ones average them
 TILE = 512
@@ -180,7 +181,7 @@ def texture_source(path: Path | None) -> np.ndarray:
         from skimage.data import immunohistochemistry
 
         return immunohistochemistry()
-    with slides.Slide(path, 0) as slide:
+    with Slide(path, 0) as slide:
         corners = [(y, x) for y in range(0, slide.shape[0] - 511, 256) for x in range(0, slide.shape[1] - 511, 256)]
         squares = [image for image, unscanned in (slide.read(*at, 512, 512) for at in corners) if not unscanned.any()]
     if not squares:

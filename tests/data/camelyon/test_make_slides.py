@@ -4,7 +4,8 @@ import pytest
 import tifffile
 
 from common.errors import BadInput
-from data.camelyon import annotations, make_slides, slides
+from data.camelyon import make_slides, slides
+from data.slides import annotations, pyramid
 
 
 @pytest.mark.slow
@@ -31,7 +32,7 @@ def test_a_slide_has_an_unscanned_corner_and_the_resolution_of_its_scanner(tmp_p
     for part in ("training/center_3", "annotations", "masks"):
         (tmp_path / part).mkdir(parents=True)
     make_slides.make_slide(name, {name: "many"}, make_slides.texture_source(None), [], args)
-    with slides.Slide(tmp_path / "training" / "center_3" / f"{name}.tif", 3) as slide:
+    with pyramid.Slide(tmp_path / "training" / "center_3" / f"{name}.tif", 3) as slide:
         image, unscanned = slide.read(0, 0, *slide.shape)
         assert slide.shape == (256, 256)
         assert abs(slide.mpp - make_slides.MPP[3]) < 1e-6

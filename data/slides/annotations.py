@@ -17,7 +17,7 @@ import numpy as np
 from common import cli
 from common.errors import BadInput
 from common.files import open_input
-from data.camelyon.slides import MASK_ENDING, MAX_TILE, SUFFIXES, Slide, check_level, check_pages, find_files
+from data.slides.pyramid import MASK_ENDING, MAX_TILE, SUFFIXES, Slide, check_level, check_pages, find_files
 
 LESION_GROUPS = {"metastases", "tumor", "_0", "_1"}  # CAMELYON17, then CAMELYON16
 CUT_OUT_GROUPS = {"normal", "_2"}
