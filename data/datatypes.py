@@ -1,0 +1,37 @@
+"""Every data set that the testbed reads, by --datatype, a split at a time, as a detector sees it."""
+
+from common.errors import BadInput
+from data import transforms
+from data.camelyon import dataset as camelyon
+from data.cluttered_mnist import dataset as mnist
+from data.transforms import Transform, Transformed
+
+NAMES = ("mnist", "camelyon")
+
+
+def add_flags(parser) -> None:
+    """Declare `--datatype` and every data set's own flags, and what happens to its images."""
+    parser.add_argument("--datatype", choices=NAMES, help="what the images are")
+    mnist.add_flags(parser)
+    camelyon.add_flags(parser)
+    transforms.add_flags(parser)
+
+
+def load_normals(args, split: str) -> Transformed | None:
+    """A split to train on: its images of label 0 are wanted, others may be absent. None where it has none."""
+    negatives = camelyon.load_negatives(args, split) if args.datatype == "camelyon" else _load(args, split)
+    return None if negatives is None else Transformed(negatives, Transform.from_args(args))
+
+
+def load(args, split: str) -> Transformed:
+    """A split to score, as its own commands see it; of nCAMELYON the negatives where --pos_path is not given."""
+    if args.datatype == "camelyon" and args.pos_path is None:
+        data = load_normals(args, split)
+        if data is None:
+            raise BadInput(f"--neg_path {args.neg_path}: no crops for the {split} split")
+        return data
+    return Transformed(_load(args, split), Transform.from_args(args))
+
+
+def _load(args, split):
+    return {"mnist": mnist, "camelyon": camelyon}[args.datatype].load_splits(args, [split])[split]
