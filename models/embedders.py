@@ -12,10 +12,11 @@ from common import checkpoint
 from common.errors import BadInput
 from models import needle
 from models import weights as pretrained
+from models.inception import InceptionResNetV2
 from models.pooling import generalized_mean_pool, mean_pool
 from models.vgg import VGG
 
-NAMES = ("pixels", "vgg16", "vgg19", "squeezenet", "resnet18", "resnet50", "bagnet")
+NAMES = ("pixels", "vgg16", "vgg19", "squeezenet", "resnet18", "resnet50", "bagnet", "inception_resnet_v2")
 POOLS = {"mean": mean_pool, "gem": generalized_mean_pool}
 PIXELS = 32  # side of the picture that `pixels` compares
 FLAT = 1e-2  # norm below which a picture shows nothing but rounding: half a grey level in a few pixels
@@ -46,7 +47,7 @@ def build(args, pool: str = "mean", taps: tuple[str, ...] = ("r43",)) -> "Embedd
 
     Args:
         pool: mean or gem, over positions.
-        taps: layers of VGG, whose vectors are joined; other networks have one.
+        taps: layers of VGG or InceptionResNetV2, whose vectors are joined; other networks have one.
     """
     name, source = args.embedder, args.embedder_weights
     if name == "pixels":
@@ -59,6 +60,9 @@ def build(args, pool: str = "mean", taps: tuple[str, ...] = ("r43",)) -> "Embedd
     if name.startswith("vgg"):
         trunk = Joined(VGG(name, taps, weights))
         return Embedder(name, trunk, trunk.channels, 16, weights.describe() | {"taps": list(taps)}, pool)
+    if name == "inception_resnet_v2":
+        trunk = InceptionResNetV2(taps, weights)
+        return Embedder(name, trunk, trunk.channels, 1, weights.describe() | {"taps": list(taps)})
     trunk, channels = _squeezenet(weights) if name == "squeezenet" else _resnet(name, weights)
     return Embedder(name, Normalised(trunk, weights.mean, weights.std), channels, 32, weights.describe(), pool)
 
