@@ -20,6 +20,7 @@ import extract_basic_pos_crops as positives
 from common.errors import BadInput
 from common.manifest import Manifest
 from data.camelyon import extraction, make_slides, slides
+from data.camelyon.layouts import Camelyon17
 from data.slides import pyramid
 from tests.data.slides.oracle import mask_window, polygons_of, valid_corners
 
@@ -105,7 +106,7 @@ def test_every_positive_crop_satisfies_its_definition(tree, cut):
             assert component[window].sum() == component.sum()
             assert RANGE[0] < row.o2i == seg.sum() / SIZE**2 < RANGE[1]
             centre = int(name[8:11]) // 20
-            assert (row.centre, row.mpp) == (centre, pytest.approx(make_slides.MPP[centre]))
+            assert (row.centre, row.mpp) == (centre, pytest.approx(Camelyon17.mpp[centre]))
             folder = {0: "", 1: "", 2: "", 3: "valid/", 4: "test/"}[centre]
             assert row.file.startswith(f"{folder}{name}_3_{row.lesion}_")
     assert len(list(cut.rglob("*_img.npy"))) == len(list(cut.rglob("*_seg.npy"))) == len(table)
