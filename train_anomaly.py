@@ -27,6 +27,7 @@ def parse_args(argv=None):
     parser.add_argument("--seed", type=cli.natural, default=42, help="seed of weights and draws")
     method.add_flags(parser)
     args = parser.parse_args(argv)
+    datatypes.settle(args)
     for name, value in vars(args).items():  # the run folder names the data, from wherever it is scored
         if isinstance(value, Path):
             setattr(args, name, value.absolute())

@@ -1,20 +1,49 @@
 """Every data set that the testbed reads, by --datatype, a split at a time, as a detector sees it."""
 
+from common import cli
 from common.errors import BadInput
 from data import transforms
 from data.camelyon import dataset as camelyon
 from data.cluttered_mnist import dataset as mnist
 from data.transforms import Transform, Transformed
 
-NAMES = ("mnist", "camelyon")
+LOCATIONS = {"data_path": "mnist", "neg_path": "camelyon"}  # flag that says where the data are -> --datatype
+NAMES = tuple(dict.fromkeys(LOCATIONS.values()))
 
 
 def add_flags(parser) -> None:
     """Declare `--datatype` and every data set's own flags, and what happens to its images."""
-    parser.add_argument("--datatype", choices=NAMES, help="what the images are")
+    parser.add_argument("--datatype", choices=NAMES, help="what the images are (default: what the flag with them says)")
     mnist.add_flags(parser)
     camelyon.add_flags(parser)
     transforms.add_flags(parser)
+
+
+def settle(args) -> None:
+    """Set args.datatype by the flag that says where the data are. BadInput when there is none."""
+    args.datatype = args.datatype or _given(args)
+    if args.datatype is None:
+        raise BadInput(f"no data: give one of {', '.join(f'--{name}' for name in LOCATIONS)}")
+
+
+def take_flags_of_run(args, parser, trained_with: dict) -> None:
+    """Let the data be a run's, as far as the flags do not say otherwise."""
+    given, own = args.datatype or _given(args), cli.ArgumentParser()
+    add_flags(own)
+    for action in own._actions:
+        saved = trained_with.get(action.dest)
+        if (
+            action.dest != "help"
+            and getattr(args, action.dest) == parser.get_default(action.dest)
+            and saved is not None
+        ):
+            setattr(args, action.dest, action.type(saved) if action.type and isinstance(saved, str) else saved)
+    args.datatype = given or args.datatype
+    settle(args)
+
+
+def _given(args):
+    return next((name for flag, name in LOCATIONS.items() if getattr(args, flag) is not None), None)
 
 
 def load_normals(args, split: str) -> Transformed | None:
