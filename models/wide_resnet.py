@@ -63,7 +63,7 @@ class WideResNet(nn.Module):
             raise BadInput(f"--wrn_depth {depth}: expected 6n + 4, as 10 or 16")
         reduced = -(-side // 4) // POOL  # cells a side that reach the dense layer
         if reduced < 1:
-            raise BadInput(f"the wide residual network takes images of {4 * POOL - 3} px or more a side, not {side}")
+            raise BadInput(f"--tile {side}: the wide residual network takes {4 * POOL - 3} px or more")
         layers, channels = [SameConv2d(in_channels, 16, 3)], 16
         for width, stride in ((16 * widen, 1), (32 * widen, 2), (64 * widen, 2)):
             for block in range(n_blocks):

@@ -1,10 +1,15 @@
 """deep_geo's transformations are 72 different ones, and its Dirichlet fit recovers what samples were drawn from."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
-from anomaly import deep_geo
+from anomaly import deep_geo, runs
+from common import checkpoint, processes, signals
+from common.errors import BadInput
+from tests.anomaly import squares
+from tests.anomaly.squares import content, normal_squares, squares_apart
 
 SIDE, SHIFT = 8, 2
 
@@ -94,3 +99,69 @@ def test_the_score_is_the_formula_and_higher_for_what_is_abnormal():
     model.alpha += torch.eye(72)
     right = torch.stack([model.log_probabilities(images, t)[:, t].exp() + 1e-6 for t in range(72)])
     torch.testing.assert_close(model.anomaly_scores(images), -right.log().mean(0))
+
+
+def parse(logdir, *flags):
+    small = ("--wrn_depth", "10", "--wrn_widen", "1", "--shift", "4", "-b", "48", "-e", "1")
+    return squares.parse("deep_geo", 32, logdir, *small, *flags)
+
+
+def fit(args, n=16, stop_at=None, val=False):
+    validation = normal_squares(n, args, seed=1) if val else None
+    processes.seed_everything(args.seed)
+    deep_geo.fit(normal_squares(n, args, stop_at), validation, args, torch.device("cpu"))
+
+
+@pytest.mark.slow
+def test_it_trains_and_scores_alike_in_any_batch(tmp_path):
+    fit(parse(tmp_path, "-e", "2"), val=True)
+    table = pd.read_csv(tmp_path / "stats.csv")
+    assert list(table.columns) == list(deep_geo.COLUMNS)
+    assert table.train_loss[1] < table.train_loss[0] < np.log(72) + 0.3
+    detector = deep_geo.load(*runs.read_run(tmp_path), torch.device("cpu"))
+    assert (detector.alpha != 1).all()
+    squares_apart(deep_geo, detector, tile=32, n=12)
+
+
+@pytest.mark.slow
+def test_stopped_at_any_step_it_ends_as_if_it_had_not_been(tmp_path, monkeypatch):
+    monkeypatch.setattr(deep_geo, "fit_dirichlet", lambda mean, mean_log: mean_log)  # what is fitted to, at less cost
+    fit(parse(tmp_path / "whole", "-e", "2"))
+    with pytest.raises(signals.Terminated):
+        fit(parse(tmp_path / "stopped", "-e", "2"), stop_at=700)  # in the second epoch: the first reads 576 and 8
+    assert checkpoint.load(tmp_path / "stopped" / checkpoint.LATEST)["progress"]["steps"] > 0
+    fit(parse(tmp_path / "stopped", "-e", "2"))
+    assert content(tmp_path / "whole", "model") == content(tmp_path / "stopped", "model")
+
+
+@pytest.mark.slow
+def test_it_ends_when_the_validation_loss_no_longer_falls(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(deep_geo.DeepGeo, "fit_normality", lambda *_: None)
+    losses = iter([3.0, 2.0, 2.5, 2.2, 1.0])
+    monkeypatch.setattr(deep_geo, "validate", lambda *_: {"loss": next(losses), "correct": 0.0, "images": 1.0})
+    fit(parse(tmp_path, "-e", "9", "--patience", "2"), n=4, val=True)
+    assert len(pd.read_csv(tmp_path / "stats.csv")) == 4
+    assert checkpoint.load(tmp_path / checkpoint.BEST)["epoch"] == 2
+    fit(parse(tmp_path, "-e", "9", "--patience", "2"), n=4, val=True)
+    assert "complete after epoch 4" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--patience", "2"), "--patience: there are no normal validation images"),
+        (("--wrn_depth", "12"), "--wrn_depth 12: expected 6n"),
+        (("--tile", "24"), "--tile 24: the wide residual network takes 29 px or more"),
+    ],
+)
+def test_what_does_not_fit_is_named_before_training(tmp_path, flags, message):
+    with pytest.raises(BadInput, match=message):
+        fit(parse(tmp_path, *flags))
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_setting_depends_on_the_tile(tmp_path):
+    large = squares.parse("deep_geo", 64, tmp_path)
+    assert deep_geo.network_of(large) == {"shift": 16, "depth": 16, "widen": 8}
+    small = squares.parse("deep_geo", 32, tmp_path, "--wrn_widen", "2")
+    assert deep_geo.network_of(small) == {"shift": 8, "depth": 10, "widen": 2}
