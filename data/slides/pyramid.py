@@ -59,7 +59,8 @@ def check_pages(path: Path) -> None:
 class Slide:
     """One level of an open slide; a context manager.
 
-    `shape` is (H, W) of the level, `mpp` the level-0 microns per pixel or None, `tile` the side of a stored tile.
+    `shape` is (H, W) of the level, `mpp` the level-0 microns per pixel or None, `tile` the side of a stored tile,
+    `downsamples` how many times narrower than level 0 each level is.
     BadInput: not readable (also while reading a damaged part), no such level, downsample not 2**level within 0.1 %.
     """
 
@@ -77,6 +78,7 @@ class Slide:
         except BadInput:
             self._slide.close()
             raise
+        self.downsamples = self._slide.level_downsamples
         width, height = self._slide.level_dimensions[level]
         self.shape = height, width
         self.mpp = self._mpp()
@@ -88,6 +90,10 @@ class Slide:
         return self
 
     def __exit__(self, *_):
+        self.close()
+
+    def close(self) -> None:
+        """Close the file."""
         self._slide.close()
 
     def _tile(self):
@@ -127,6 +133,23 @@ class Slide:
             corner, size = (0, int(top * downsample)), (int(columns[-1]) + 1, int(bottom - top) + 1)
             image[band] = self._composite(self._read_rgba(corner, level, size))[rows[band] - top][:, columns]
         return image
+
+    def averaged(self, step: int) -> tuple[np.ndarray, np.ndarray]:
+        """The means of squares of step x step pixels, (H // step, W // step, 3) uint8, and which squares are unscanned.
+
+        They are where half of their pixels are: single black ones lie in dark nuclei. Read in parts of a megapixel.
+        """
+        height, width = (side // step for side in self.shape)
+        image, unscanned = np.empty((height, width, 3), np.uint8), np.empty((height, width), bool)
+        most = max(1, 1024 // step)  # squares a part
+        for y in range(0, height, most):
+            for x in range(0, width, most):
+                part = slice(y, min(y + most, height)), slice(x, min(x + most, width))
+                rows, columns = (axis.stop - axis.start for axis in part)
+                pixels, missing = self.read(y * step, x * step, rows * step, columns * step)
+                image[part] = pixels.reshape(rows, step, columns, step, 3).mean(axis=(1, 3)).round()
+                unscanned[part] = missing.reshape(rows, step, columns, step).mean(axis=(1, 3)) >= 0.5
+        return image, unscanned
 
     def _read_rgba(self, corner, level, size):
         try:
