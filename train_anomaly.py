@@ -7,6 +7,7 @@ from pathlib import Path
 
 import common  # noqa: F401 (before torch)
 from anomaly.methods import METHODS
+from anomaly.settings import SETTINGS
 from common import cli, processes, runfolder
 from common.errors import BadInput
 from data import datatypes, loaders
@@ -16,7 +17,9 @@ from data.normals import NormalTiles
 def parse_args(argv=None):
     first = cli.ArgumentParser(add_help=False)
     add_method_flag(first)
-    method = METHODS[first.parse_known_args(argv)[0].method]
+    first.add_argument("--setting")
+    chosen = first.parse_known_args(argv)[0]
+    method = METHODS[chosen.method]
     parser = cli.ArgumentParser(description=__doc__)
     add_method_flag(parser)
     datatypes.add_flags(parser)
@@ -26,6 +29,8 @@ def parse_args(argv=None):
     processes.add_flags(parser)
     parser.add_argument("--seed", type=cli.natural, default=42, help="seed of weights and draws")
     method.add_flags(parser)
+    if chosen.method == "dpa":
+        parser.set_defaults(**SETTINGS.get(chosen.setting, {}))
     args = parser.parse_args(argv)
     datatypes.settle(args)
     for name, value in vars(args).items():  # the run folder names the data, from wherever it is scored

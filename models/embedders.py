@@ -22,10 +22,23 @@ PIXELS = 32  # side of the picture that `pixels` compares
 FLAT = 1e-2  # norm below which a picture shows nothing but rounding: half a grey level in a few pixels
 
 
-def add_flags(parser, default: str = "pixels", aliases: tuple[str, ...] = ()) -> None:
-    """Declare `--embedder`, `--embedder_weights` (with a command's aliases of it) and `--weights_input`."""
+def add_flags(
+    parser,
+    default: str = "pixels",
+    aliases: tuple[str, ...] = (),
+    names: tuple[str, ...] = NAMES,
+    name_aliases: tuple[str, ...] = (),
+) -> None:
+    """Declare `--embedder`, one of `names`, `--embedder_weights` (each with a command's aliases), `--weights_input`."""
     group = parser.add_argument_group("embedder")
-    group.add_argument("--embedder", choices=NAMES, default=default, help="frozen network that embeds images")
+    group.add_argument(
+        "--embedder",
+        *name_aliases,
+        dest="embedder",
+        choices=names,
+        default=default,
+        help="frozen network that embeds images",
+    )
     group.add_argument(
         "--embedder_weights",
         "--embedder_checkpoint",
