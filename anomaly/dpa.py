@@ -6,17 +6,15 @@ a share of pixel L1, and an adversarial term (WGAN-GP).
 
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from anomaly import adversarial, growing
+from anomaly import adversarial, growing, reconstruction
 from anomaly.growing import Epoch
 from anomaly.runs import arguments, check_same_network, open_run
 from anomaly.settings import SETTINGS
-from common import checkpoint, cli, pictures, processes
+from common import checkpoint, cli, processes
 from common.errors import BadInput
-from common.files import make_subfolder
 from common.optimizers import Resumable
 from data.normals import NormalTiles
 from models import autoencoder, perceptual
@@ -25,8 +23,6 @@ from models.perceptual import Perceptual, layer_text, layer_weights
 
 PIXEL_LOSSES = {"l1": torch.abs, "l2": torch.square}
 MOST_LOSS = 1e6  # above which training is given up
-MEASURED = 2048  # training tiles from which the statistics of VGG's channels are taken
-SAMPLES = 4
 COLUMNS = {
     **{"epoch": None, "stage": "stage/number", "resolution": "stage/resolution"},
     **{"loss": "train_epoch/loss", "images_per_s": None, "seconds": None},
@@ -193,8 +189,7 @@ def fit(normals: NormalTiles, val: NormalTiles | None, args, device: torch.devic
     ) as run:
         describe(detector, normals)
         if detector.perceptual and not run.history and run.done == 0:
-            measured = normals.batches(args, device, 0, min(MEASURED, normals.n_images * normals.tiles_per_image))
-            detector.perceptual.set_statistics(args, (2 * tiles.to(device) - 1 for tiles, _, _ in measured))
+            reconstruction.measure(detector.perceptual, normals, args, device)
         for number in run.epochs(len(detector.epochs)):
             epoch = detector.epochs[number]
             learner.begin(epoch, run.done, normals)
@@ -359,14 +354,9 @@ def is_last(detector: Detector, epoch: Epoch) -> bool:
 def draw_samples(learner: Learner, images: NormalTiles, epoch: Epoch, run) -> None:
     """Write images above their reconstructions to samples/, and to TensorBoard."""
     detector, share = learner.detector, epoch.share(epoch.last - epoch.first - 1)
-    tiles = torch.stack([images[i][0] for i in range(min(SAMPLES, images.n_images))]).to(learner.device)
+    tiles = reconstruction.first_tiles(images, learner.device)
     x = detector.seen(tiles, epoch.stage.resolution, share)
-    rows = torch.stack([x, detector.autoencoder(x, share)])  # (2, n, C, R, R)
-    sheet = rows.clamp(-1, 1).permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1)  # (2 R, n R, C)
-    picture = pictures.rgb(np.broadcast_to(sheet.cpu().numpy() / 2 + 0.5, (*sheet.shape[:2], 3)))
-    folder = make_subfolder(learner.args.logdir, "samples")
-    pictures.write_png(folder / f"{len(run.history) + 1:04}.png", picture)
-    run.picture("samples", picture)
+    reconstruction.draw_samples(run, learner.args.logdir, x, detector.autoencoder(x, share))
 
 
 def place(epoch: Epoch, step: int) -> str:
