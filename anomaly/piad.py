@@ -26,7 +26,7 @@ from models.weights import sha256_of
 BETAS = (0.5, 0.99)  # of Adam
 CRITIC_STEPS = 2  # of both critics before each step of encoder and decoder
 HIDDEN = 1024  # channels of the critic of codes
-EVERY, HISTORY, ALPHA = 100, 200, 0.05  # iterations between two looks at the gradients; how many count, and how
+HISTORY, ALPHA = 200, 0.05  # looks at the gradients that count, and how fast a look counts less
 SUMS = ("reconstruction", "encoder", "decoder", "image_critic", "code_critic", "images")
 COLUMNS = {
     "epoch": None,
@@ -51,6 +51,7 @@ def add_flags(parser) -> None:
     add("--critic_dims", type=dims, help="the same of the critic of images (default: 32, doubled up to 128)")
     add("--lr", type=cli.positive_float, default=2e-4, help="learning rate of encoder and decoder")
     add("--critic_lr", type=cli.positive_float, default=5e-4, help="learning rate of both critics")
+    add("--balance_iter", type=cli.positive, default=100, help="iterations between two looks at the gradients")
 
 
 def dims(text: str) -> tuple[int, ...]:
@@ -238,7 +239,7 @@ def fit(normals, val, args, device: torch.device) -> None:
                 reconstruction.measure(learner.perceptual, normals, args, device)
             first, last = epoch * n_steps, min(args.iters, (epoch + 1) * n_steps)
             for tiles, _, _ in run.steps(normals.batches(args, device, first + run.done, last * args.batch_size)):
-                look = (first + run.done + 1) % EVERY == 0
+                look = (first + run.done + 1) % args.balance_iter == 0
                 with processes.autocast(device, args.precision):
                     run.count(step(learner, signed(tiles, device), look))
             row = {"iteration": last, **means(run.sums)}

@@ -16,7 +16,22 @@ CPU = torch.device("cpu")
 
 def parse(logdir, *flags):
     vgg = ("--vgg", "vgg16", "--vgg_weights", "random", "--layer", "r12")
-    small = ("--latent_dim", "3", "--dims", "4", "--critic_dims", "4", "-b", "4", "--iters", "5", "--val_iter", "3")
+    small = (
+        "--latent_dim",
+        "3",
+        "--dims",
+        "4",
+        "--critic_dims",
+        "4",
+        "-b",
+        "4",
+        "--iters",
+        "5",
+        "--val_iter",
+        "3",
+        "--balance_iter",
+        "2",
+    )
     return squares.parse("piad", 16, logdir, *vgg, *small, *flags)
 
 
@@ -112,8 +127,7 @@ def test_sizes_follow_the_tile_and_are_those_of_camelyon16_at_64_px(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stop_at", [14, 24])  # in iterations 2 and 4; the statistics read 8 tiles, an iteration 4
-def test_stopped_at_any_step_it_ends_as_if_it_had_not_been(tmp_path, stop_at, monkeypatch):
-    monkeypatch.setattr(piad, "EVERY", 2)
+def test_stopped_at_any_step_it_ends_as_if_it_had_not_been(tmp_path, stop_at):
     fit(parse(tmp_path / "whole"), val=True)
     with pytest.raises(signals.Terminated):
         fit(parse(tmp_path / "stopped"), stop_at, val=True)
