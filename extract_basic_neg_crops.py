@@ -8,6 +8,7 @@ from pathlib import Path
 from common import cli
 from common.errors import BadInput
 from data.camelyon import crops, extraction, report, slides
+from data.slides.pyramid import Slide
 
 MAX_TRIES = 10_000  # positions tried on a slide
 
@@ -48,7 +49,7 @@ def find_jobs(args) -> tuple[list[extraction.Job], list[str]]:
 def extract_slide(job: extraction.Job, folder: Path, args) -> dict:
     """Write up to k crops of scanned tissue, uniform over the slide, by rejection; returns the slide's record."""
     counts, rng = Counter(), crops.generator(args.seed, job.name)
-    with slides.Slide(job.path, args.level) as slide:
+    with Slide(job.path, args.level) as slide:
         writer = extraction.CropWriter(folder, job, args.level, slide.mpp)
         height, width = slide.shape
         if args.size > min(slide.shape):
@@ -76,7 +77,7 @@ def name_short_slides(records: list[dict], k: int) -> None:
 
 def draw_preview(job: extraction.Job, record: dict, path: Path, args) -> None:
     """Draw the crops of a finished slide."""
-    with slides.Slide(job.path, args.level) as slide:
+    with Slide(job.path, args.level) as slide:
         report.draw_preview(slide, None, record["rows"], args.size, path)
 
 

@@ -10,7 +10,9 @@ from pathlib import Path
 from common import cli
 from common.errors import BadInput
 from common.files import make_folder, make_subfolder
-from data.camelyon import annotations, crops, extraction, report, slides
+from data.camelyon import crops, extraction, report, slides
+from data.slides import annotations
+from data.slides.pyramid import Slide
 
 NO_LESION = "annotation without a lesion on this level"
 
@@ -58,7 +60,7 @@ def find_jobs(args) -> tuple[list[extraction.Job], list[str]]:
 
 def extract_slide(job: extraction.Job, folder: Path, args) -> dict:
     """Write the crops of every lesion of a slide; returns its record. BadInput when slide or annotation is bad."""
-    with slides.Slide(job.path, args.level) as slide:
+    with Slide(job.path, args.level) as slide:
         mask = annotations.read_mask(job.annotation, slide)
         writer = extraction.CropWriter(folder, job, args.level, slide.mpp)
         lesions, counts, used, misfits = mask.lesions(), Counter(mask.notes), 0, defaultdict(list)
@@ -74,7 +76,7 @@ def extract_slide(job: extraction.Job, folder: Path, args) -> dict:
     return {"centre": job.centre, "lesions": used, "counts": +counts, "misfits": misfits, "rows": writer.rows}
 
 
-def crops_around(lesion: annotations.Lesion, mask: annotations.LesionMask, slide: slides.Slide, args):
+def crops_around(lesion: annotations.Lesion, mask: annotations.LesionMask, slide: Slide, args):
     """The valid crop positions of one lesion and the pixels they need; reads the slide only around the lesion.
 
     Returns: (valid, corner, image, inside). Entry (i, j) of valid, bool (h, w), stands for the crop with top-left
@@ -114,11 +116,11 @@ def write_crops(lesion: annotations.Lesion, found, writer: extraction.CropWriter
 
 def draw_preview(job: extraction.Job, record: dict, path: Path, args) -> None:
     """Draw lesions and crops of a finished slide."""
-    with slides.Slide(job.path, args.level) as slide:
+    with Slide(job.path, args.level) as slide:
         report.draw_preview(slide, annotations.read_mask(job.annotation, slide), record["rows"], args.size, path)
 
 
-def count_crops(job: extraction.Job, slide: slides.Slide, args) -> int:
+def count_crops(job: extraction.Job, slide: Slide, args) -> int:
     """At most how many crops the slide gives, judged from its annotation alone."""
     lesions = annotations.read_mask(job.annotation, slide).lesions()
     lesions = [lesion for lesion in lesions if lesion.area < args.high_roir * args.size**2]

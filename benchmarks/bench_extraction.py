@@ -20,7 +20,9 @@ from measure import most_resident
 
 import extract_basic_pos_crops as ours
 from common import cli, limits
-from data.camelyon import annotations, crops, extraction, make_slides, slides
+from data.camelyon import crops, extraction, make_slides, slides
+from data.slides import annotations
+from data.slides.pyramid import Slide
 
 SLIDES = 8  # extracted for the figures over workers
 TRIES = 1000  # positions the baseline tries for a lesion; the first release tried ten times as many
@@ -54,7 +56,7 @@ def extract_whole(job: extraction.Job, folder: Path, args) -> dict:
     """The baseline: level and mask as whole arrays, scipy's labels, random positions until k of a lesion are good."""
     from scipy import ndimage
 
-    with slides.Slide(job.path, args.level) as slide:
+    with Slide(job.path, args.level) as slide:
         image, unscanned = slide.read(0, 0, *slide.shape)
         mask = annotations.read_mask(job.annotation, slide).window(0, 0, *slide.shape)
         writer = extraction.CropWriter(folder, job, args.level, slide.mpp)

@@ -56,6 +56,14 @@ class EventFile:
         values = values[:: -(-len(values) // HISTOGRAM_VALUES)].float().cpu().numpy()
         self._write(step=step, summary=summary.histogram(tag, values, HISTOGRAM_BINS))
 
+    def picture(self, tag: str, picture: np.ndarray, step: int) -> None:
+        """Write a picture (H, W, 3) uint8."""
+        if self.file is None:
+            return
+        from tensorboardX import summary
+
+        self._write(step=step, summary=summary.image(tag, picture, dataformats="HWC"))
+
     def flush(self) -> None:
         """Bring what was written to the disk."""
         if self.file:

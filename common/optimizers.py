@@ -13,7 +13,8 @@ class Resumable:
     """An optimiser whose moments are saved and restored; learning rate and the like stay what the flags say.
 
     Args:
-        may_be_empty: whether it can have taken no step yet, as while fp16's loss scaler looks for its scale.
+        may_be_empty: whether parameters can have taken no step yet, as while fp16's loss scaler looks for its scale
+            or a part of the network has not grown.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, may_be_empty: bool = False):
@@ -24,8 +25,6 @@ class Resumable:
 
     def load_state_dict(self, saved: dict) -> None:
         """Load the moments. ValueError when one does not fit its parameter."""
-        if self.may_be_empty and not saved["state"]:
-            return
         groups = [dict(group) for group in self.optimizer.param_groups]
         self.optimizer.load_state_dict(saved)
         for group, own in zip(self.optimizer.param_groups, groups, strict=True):
@@ -34,7 +33,9 @@ class Resumable:
                 self._check(parameter)
 
     def _check(self, parameter):
-        state = self.optimizer.state[parameter]
+        state = self.optimizer.state.get(parameter, {})
+        if self.may_be_empty and not state:
+            return
         moments = {name for name, value in state.items() if value.shape == parameter.shape}
         if not MOMENTS[type(self.optimizer)] <= moments or not state.keys() <= moments | {"step"}:
             raise ValueError(f"state of {type(self.optimizer).__name__}")

@@ -30,9 +30,13 @@ def rgb(image: np.ndarray) -> np.ndarray:
     return image.copy() if image.dtype == np.uint8 else (np.clip(image, 0, 1) * 255).round().astype(np.uint8)
 
 
-def blend_saliency(image: np.ndarray, saliency: np.ndarray) -> np.ndarray:
-    """Lay saliency (H, W), scaled to [0, 1] by its maximum, in red over an image (H, W, 1 or 3): (H, W, 3) uint8."""
-    weight = (saliency / max(saliency.max(), 1e-30)).astype(np.float32)[..., None]
+def blend_saliency(image: np.ndarray, saliency: np.ndarray, top: float | None = None) -> np.ndarray:
+    """Lay saliency (H, W) >= 0, divided by `top`, by default its maximum, in red over an image: (H, W, 3) uint8.
+
+    Args:
+        image: (H, W, 1 or 3) in [0, 1].
+    """
+    weight = (saliency / max(saliency.max() if top is None else top, 1e-30)).astype(np.float32)[..., None]
     return rgb(image.clip(0, 1) * (1 - weight) + np.array([1, 0, 0], np.float32) * weight)
 
 

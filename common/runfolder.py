@@ -116,6 +116,8 @@ class RunFolder:
         config: content of config.json.
         upgrade: changes a checkpoint of an earlier version to the present form, in place.
         advice: what to do when numbers are not finite.
+        limit: above which a step's sums are as bad as infinite.
+        place: epoch and step, from 1, -> what an error calls them.
     Attributes: `history`, a stats.csv row per finished epoch; `best`, the best one or None; `done`, steps taken of the
         present epoch; `sums` of these steps by name; `seconds` they took.
     Errors: BadInput when the folder is in use, holds another run or nothing that can be continued; WorkFailed when a
@@ -137,10 +139,13 @@ class RunFolder:
         config: dict | None = None,
         upgrade: Callable[[dict], None] = lambda saved: None,
         advice: str = "",
+        limit: float = float("inf"),
+        place: Callable[[int, int], str] = "epoch {}, step {}".format,
     ):
         self.logdir, self.args, self.settings, self.state, self.columns = args.logdir, args, settings, state, columns
         self.names, self.rule, self.kept, self.steps_per_epoch = sums, best, kept, steps_per_epoch
         self.scalars, self.facts, self.config, self.upgrade, self.advice = scalars, facts or {}, config, upgrade, advice
+        self.limit, self.place = limit, place
         self.history, self.best, self.complete = [], None, False
         self.latest_is_good = False
         self._begin_epoch()
@@ -228,6 +233,10 @@ class RunFolder:
         for part, tensors in parts.items():
             self.events.histogram(f"{tag}/{part}", tensors, len(self.history) + 1)
 
+    def picture(self, tag: str, picture: np.ndarray) -> None:
+        """Log a picture (H, W, 3) uint8 of the present epoch."""
+        self.events.picture(tag, picture, len(self.history) + 1)
+
     def end_epoch(self, row: dict) -> None:
         """Close the epoch with the row of its scores: events, checkpoint, best checkpoint, stats.csv."""
         row = {"epoch": len(self.history) + 1, **row, "seconds": time.perf_counter() - self.started}
@@ -260,21 +269,25 @@ class RunFolder:
 
     def _count(self, block):
         """Add the sums of some steps, (steps, len(names))."""
-        finite = np.isfinite(block)
-        if not finite.all():
-            step, column = divmod(int(np.argmin(finite)), len(self.names))
-            raise self.not_finite(f"the {self.names[column]} is", self.read + step + 1)
+        good = np.isfinite(block) & (block <= self.limit)
+        if not good.all():
+            step, column = divmod(int(np.argmin(good)), len(self.names))
+            raise self.not_finite(f"the {self.names[column]} is", self.read + step + 1, block[step, column])
         first = len(self.history) * self.steps_per_epoch + self.read + 1
         for step, sums in enumerate(block.tolist(), first):
             self.events.scalars(step, self.scalars(dict(zip(self.names, sums, strict=True))))
         self.totals = np.cumsum([self.totals, *block], axis=0)[-1].tolist()  # step by step, however divided
         self.read += len(block)
 
-    def not_finite(self, what: str, step: int | None = None) -> WorkFailed:
-        """The error of numbers that have left the range of floats in the present epoch, its steps counted from 1."""
+    def not_finite(self, what: str, step: int | None = None, value: float = float("nan")) -> WorkFailed:
+        """The error of numbers that have left the range of floats, or the limit, in the present epoch.
+
+        Args: step: counted from 1, default the last one taken. value: finite if it is above the limit.
+        """
+        place = self.place(len(self.history) + 1, self.done if step is None else step)
+        trouble = f"above {self.limit:g}" if np.isfinite(value) else "not finite"
         return WorkFailed(
-            f"epoch {len(self.history) + 1}, step {self.done if step is None else step}: {what} not finite; "
-            f"{self.advice} in a new --logdir (this one keeps the last good checkpoint)"
+            f"{place}: {what} {trouble}; {self.advice} in a new --logdir (this one keeps the last good checkpoint)"
         )
 
     # --- checkpoints ---

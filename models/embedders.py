@@ -12,19 +12,33 @@ from common import checkpoint
 from common.errors import BadInput
 from models import needle
 from models import weights as pretrained
+from models.inception import InceptionResNetV2
 from models.pooling import generalized_mean_pool, mean_pool
 from models.vgg import VGG
 
-NAMES = ("pixels", "vgg16", "vgg19", "squeezenet", "resnet18", "resnet50", "bagnet")
+NAMES = ("pixels", "vgg16", "vgg19", "squeezenet", "resnet18", "resnet50", "bagnet", "inception_resnet_v2")
 POOLS = {"mean": mean_pool, "gem": generalized_mean_pool}
 PIXELS = 32  # side of the picture that `pixels` compares
 FLAT = 1e-2  # norm below which a picture shows nothing but rounding: half a grey level in a few pixels
 
 
-def add_flags(parser, default: str = "pixels", aliases: tuple[str, ...] = ()) -> None:
-    """Declare `--embedder`, `--embedder_weights` (with a command's aliases of it) and `--weights_input`."""
+def add_flags(
+    parser,
+    default: str = "pixels",
+    aliases: tuple[str, ...] = (),
+    names: tuple[str, ...] = NAMES,
+    name_aliases: tuple[str, ...] = (),
+) -> None:
+    """Declare `--embedder`, one of `names`, `--embedder_weights` (each with a command's aliases), `--weights_input`."""
     group = parser.add_argument_group("embedder")
-    group.add_argument("--embedder", choices=NAMES, default=default, help="frozen network that embeds images")
+    group.add_argument(
+        "--embedder",
+        *name_aliases,
+        dest="embedder",
+        choices=names,
+        default=default,
+        help="frozen network that embeds images",
+    )
     group.add_argument(
         "--embedder_weights",
         "--embedder_checkpoint",
@@ -46,7 +60,7 @@ def build(args, pool: str = "mean", taps: tuple[str, ...] = ("r43",)) -> "Embedd
 
     Args:
         pool: mean or gem, over positions.
-        taps: layers of VGG, whose vectors are joined; other networks have one.
+        taps: layers of VGG or InceptionResNetV2, whose vectors are joined; other networks have one.
     """
     name, source = args.embedder, args.embedder_weights
     if name == "pixels":
@@ -59,6 +73,9 @@ def build(args, pool: str = "mean", taps: tuple[str, ...] = ("r43",)) -> "Embedd
     if name.startswith("vgg"):
         trunk = Joined(VGG(name, taps, weights))
         return Embedder(name, trunk, trunk.channels, 16, weights.describe() | {"taps": list(taps)}, pool)
+    if name == "inception_resnet_v2":
+        trunk = InceptionResNetV2(taps, weights)
+        return Embedder(name, trunk, trunk.channels, 1, weights.describe() | {"taps": list(taps)})
     trunk, channels = _squeezenet(weights) if name == "squeezenet" else _resnet(name, weights)
     return Embedder(name, Normalised(trunk, weights.mean, weights.std), channels, 32, weights.describe(), pool)
 

@@ -5,6 +5,7 @@ import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from urllib.parse import urlparse
 
 import torch
@@ -22,11 +23,17 @@ ENUMS = {  # network -> torchvision's weights: their address ends in the first d
     "squeezenet": torchvision.models.SqueezeNet1_1_Weights.IMAGENET1K_V1,
     "resnet18": torchvision.models.ResNet18_Weights.IMAGENET1K_V1,
     "resnet50": torchvision.models.ResNet50_Weights.IMAGENET1K_V1,
+    "inception_resnet_v2": SimpleNamespace(  # not torchvision's; timm's own file, converted from TensorFlow's
+        url="https://github.com/huggingface/pytorch-image-models/releases/download/v0.1-weights/"
+        "inception_resnet_v2-940b1cd6.pth"
+    ),
 }
 INPUTS = {  # mean and standard deviation of RGB in [0, 1] that a training took away
     "torchvision": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     "oxford": ((0.48235, 0.45882, 0.40784), (1 / 255, 1 / 255, 1 / 255)),
+    "inception": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
 }
+USUAL_INPUT = {"vgg16": "oxford", "inception_resnet_v2": "inception"}  # of the weights in ENUMS; else torchvision's
 KNOWN = {  # sha256 -> network and input of ImageNet weights that are not torchvision's files
     "cdfb6c5dcb3993c51eed9193f66636c93a5845236fce6ff0f4e4c49b42b16836": ("vgg16", "oxford"),  # to conv4_3, 16 bits
     "e3c71c0d420b03bd49b9a1b49431f1aae970dadccb9325f6b02edde33c92d2f0": ("squeezenet", "torchvision"),  # 16 bits
@@ -68,20 +75,21 @@ def fetch(network: str, source: str, flag: str = "--embedder_weights", input: st
     Args:
         network: a key of ENUMS.
         flag: that chose the source, for messages.
-        input: a key of INPUTS, for a file that is not known; default torchvision.
+        input: a key of INPUTS, for a file that is not known; default torchvision, of inception_resnet_v2 inception.
     Errors: BadInput when there are none, with the ways out.
     """
     if source == "random":
         print(f"{flag} random: {network} is not pretrained; its features are those of chance", file=sys.stderr)
-        return Weights("random")
+        return Weights("random", input=_default_input(network))
     if source == "imagenet":
         return _read(*_find_imagenet(network, flag), source)
     path = Path(source).expanduser()
     sha256 = sha256_of(path)
     known = _input_of(network, sha256)
     if known is None:
-        print(f"{path}: unknown weights; input as {input or 'torchvision'} (--weights_input)", file=sys.stderr)
-    return _read(path, sha256, known or input or "torchvision", path.name)
+        known = input or _default_input(network)
+        print(f"{path}: unknown weights; input as {known} (--weights_input)", file=sys.stderr)
+    return _read(path, sha256, known, path.name)
 
 
 def load(module: nn.Module, weights: Weights, prefix: str = "") -> None:
@@ -102,6 +110,11 @@ def load(module: nn.Module, weights: Weights, prefix: str = "") -> None:
             if name.endswith("num_batches_tracked"):  # not in files of early versions
                 chosen[name] = module.state_dict()[name]
     checkpoint.load_weights(module, chosen, weights.path)
+
+
+def _default_input(network):
+    """What a file of unknown weights wants; most are trained with torchvision."""
+    return "inception" if network == "inception_resnet_v2" else "torchvision"
 
 
 def seeded(make):
@@ -158,7 +171,7 @@ def _input_of(network, sha256):
     if KNOWN.get(sha256, (None,))[0] == network:
         return KNOWN[sha256][1]
     if sha256.startswith(_digits(ENUMS[network].url)):
-        return "oxford" if network == "vgg16" else "torchvision"
+        return USUAL_INPUT.get(network, "torchvision")
     return None
 
 

@@ -55,6 +55,14 @@ def load_splits(args, names: Sequence[str] = tuple(SPLIT_FOLDERS)) -> dict[str, 
     return splits
 
 
+def load_negatives(args, name: str) -> "CamelyonCrops | None":
+    """All negative crops of a split of args.neg_path; None where there are none. BadInput as above."""
+    if args.neg_path is None:
+        raise BadInput("--neg_path is needed")
+    files = list_crops(args.neg_path, "neg_path")[name]
+    return CamelyonCrops(args.pos_path, [], args.neg_path, files, None) if files else None
+
+
 def list_crops(folder: Path, flag: str) -> dict[str, list[str]]:
     """Split -> sorted names, relative to the folder, of its crops: those in crops.csv, or else all that lie there."""
     if not folder.is_dir():
@@ -94,24 +102,29 @@ def _crops_below(folder, positive):
 class CamelyonCrops(Dataset):
     """A class-balanced nCAMELYON split. Item: image (3, S, S) float32 in [0, 1], label 1 = lesion, 0 = none.
 
-    The smaller class decides how many crops of each are taken, the seed which; positives come first, each class in
-    sorted order. `labels` (N,) int64; `names` are relative to the folders; `size` is S. BadInput when the files
-    differ in size or one is damaged.
+    The smaller class decides how many crops of each are taken, the seed which; without a seed all are. Positives come
+    first, each class in sorted order. `labels` (N,) int64; `names` are relative to the folders; `size` is S. BadInput
+    when the files differ in size or one is damaged.
     """
 
     in_channels = IN_CHANNELS
     outline = pictures.LESION
 
-    def __init__(self, pos_path: Path, positives: list[str], neg_path: Path, negatives: list[str], seed: int):
-        n = min(len(positives), len(negatives))
-        if n == 0:
-            raise BadInput(f"need crops of both classes, found {len(positives)} positive, {len(negatives)} negative")
-        rng = random.Random(seed)
-        chosen = [sorted(rng.sample(sorted(names), n)) for names in (positives, negatives)]
+    def __init__(
+        self, pos_path: Path | None, positives: list[str], neg_path: Path, negatives: list[str], seed: int | None
+    ):
+        chosen = [sorted(positives), sorted(negatives)]
+        if seed is not None:
+            n = min(map(len, chosen))
+            if n == 0:
+                found = f"{len(positives)} positive, {len(negatives)} negative"
+                raise BadInput(f"need crops of both classes, found {found}")
+            rng = random.Random(seed)
+            chosen = [sorted(rng.sample(names, n)) for names in chosen]
         self.names = chosen[0] + chosen[1]
         self.files = [Path(pos_path) / name for name in chosen[0]] + [Path(neg_path) / name for name in chosen[1]]
-        self.labels = np.repeat(np.array([1, 0], np.int64), n)
-        self.manifests = {1: Manifest(pos_path), 0: Manifest(neg_path)}
+        self.labels = np.repeat(np.array([1, 0], np.int64), [len(names) for names in chosen])
+        self.manifests = {label: Manifest(path) for label, path in ((1, pos_path), (0, neg_path)) if path is not None}
         self.size = _common_size(self.files)
 
     def __len__(self):

@@ -1,17 +1,18 @@
 """Make a small tree of slides shaped like CAMELYON17, to try everything on: make_slides.py --out slides
 
 The slides are textures with painted blobs, not histology: they show that the programs work, nothing about cancer.
-Writes training/center_C/*.tif, annotations/*.xml, masks/*_mask.tif and stage_labels.csv, and before them
-make_slides.json, with the flags. What is there is never replaced: an interrupted run continues.
+Writes training/center_C/*.tif, annotations/*.xml, masks/*_mask.tif and stage_labels.csv, or, with --layout camelyon16,
+training/{normal,tumor}/*.tif, testing/images/*.tif, lesion_annotations/*.xml beside both, and testing/reference.csv.
+Before them it writes make_slides.json, with the flags. What is there is never replaced: an interrupted run continues.
 """
 
+import itertools
 import math
 import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import filterfalse
 from pathlib import Path
 
 import numpy as np
@@ -21,23 +22,22 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from common import cli, parallel
 from common.errors import BadInput
 from common.files import atomic_open, make_folder, make_subfolder, read_json, write_json
-from data.camelyon import slides
-from data.camelyon.annotations import LesionMask, mask_from_polygons, read_xml
+from data.camelyon.layouts import LAYOUTS
+from data.slides.annotations import LesionMask, mask_from_polygons, read_xml
+from data.slides.pyramid import Slide
 
 BASE = 3  # the level at which slides are painted; finer levels repeat its pixels, coarser ones average them
 TILE = 512
 BACKGROUND, UNSCANNED = 243, 0
-MPP = (0.2431, 0.2426, 0.2428, 0.25, 0.2501)  # level-0 microns per pixel of each centre's scanner
-AREAS = (8, 40, 70, 110, 160, 220, 300, 400, 700, 1500, 4000)  # lesions of a set, pixels of level BASE, and a cluster:
-CLUSTER = ((90, (-9, -9)), (60, (-9, 9)), (120, (9, -9)), (75, (9, 9)))  # area and x, y of lesions close together
+CLUSTER = ((90, (-9, -9)), (60, (-9, 9)), (120, (9, -9)), (75, (9, 9)))  # lesions close together: area at BASE; x, y
 SETTINGS = "make_slides.json"
 SHAPING = ("seed", "width", "height", "annotated", "negative", "lesion_sets", "compression", "texture", "outlines")
-LARGE = 36000  # pixels of level BASE: more than a tenth of a crop of 512
 
 
 def parse_args(argv=None):
     parser = cli.ArgumentParser(description=__doc__)
     parser.add_argument("--out", "-o", type=cli.path, required=True, help="folder for the tree")
+    parser.add_argument("--layout", choices=LAYOUTS, default="camelyon17", help="names, folders and labels")
     parser.add_argument("--seed", type=cli.natural, default=0, help="decides shapes and places")
     parser.add_argument("--width", type=cli.positive, default=6144, help="level-0 pixels, a multiple of 256")
     parser.add_argument("--height", type=cli.positive, default=6144, help="level-0 pixels, a multiple of 256")
@@ -45,9 +45,10 @@ def parse_args(argv=None):
         "--annotated",
         type=cli.positive,
         default=4,
-        help="slides with lesions of each of 5 centres; of two or more the last has one large lesion",
+        help="slides with lesions of each of 5 centres, of two or more the last with one large lesion; "
+        "in camelyon16 of training and test",
     )
-    parser.add_argument("--negative", type=cli.positive, default=2, help="slides without lesions of each of 5 centres")
+    parser.add_argument("--negative", type=cli.positive, default=2, help="slides without, likewise")
     parser.add_argument("--lesion_sets", type=cli.positive, default=1, help="sets of 15 lesions on an annotated slide")
     parser.add_argument("--compression", choices=["deflate", "jpeg"], default="jpeg", help="of the slides")
     parser.add_argument("--texture", type=Path, help="slide to take tissue from (default: scikit-image's picture)")
@@ -111,11 +112,17 @@ def _meets(ring, side):
 
 
 def paint(
-    shape: tuple[int, int], areas: Sequence[int], clusters: int, textures: list, shapes: list[np.ndarray], rng
+    shape: tuple[int, int],
+    areas: Sequence[int],
+    clusters: int,
+    textures: list,
+    shapes: list[np.ndarray],
+    rng,
+    hollow: int = 1,
 ) -> Painting:
     """A painting of this shape at level BASE, with lesions of these areas; `shapes` are outlines to use, none = blobs.
 
-    Of what finds no place on the tissue nothing is painted.
+    Of what finds no place on the tissue nothing is painted. `hollow`: the lesion with a cut-out, 1 = the largest.
     """
     tissue = _blob(rng) * (0.47 * np.array(shape[::-1])) + np.array(shape[::-1]) / 2
     tissue = mask_from_polygons([tissue * 2**BASE], [], BASE, shape)
@@ -127,7 +134,9 @@ def paint(
     for _ in range(clusters):
         if _find_place(tissue, 30, placed, rng):
             outlines += [_scaled(_blob(rng), area) + placed[-1][:2] + shift for area, shift in CLUSTER]
-    cut_outs = [ring.mean(axis=0) + 0.4 * (ring - ring.mean(axis=0)) for ring in sorted(outlines, key=_area)[-1:]]
+    ordered = sorted(outlines, key=_area)
+    hollowed = ordered[len(ordered) - hollow : len(ordered) - hollow + 1]
+    cut_outs = [ring.mean(axis=0) + 0.4 * (ring - ring.mean(axis=0)) for ring in hollowed]
     outlines, cut_outs = ([(ring * 2**BASE).round(2) for ring in rings] for rings in (outlines, cut_outs))
     return Painting(tissue, mask_from_polygons(outlines, cut_outs, BASE, shape), textures, outlines, cut_outs)
 
@@ -180,7 +189,7 @@ def texture_source(path: Path | None) -> np.ndarray:
         from skimage.data import immunohistochemistry
 
         return immunohistochemistry()
-    with slides.Slide(path, 0) as slide:
+    with Slide(path, 0) as slide:
         corners = [(y, x) for y in range(0, slide.shape[0] - 511, 256) for x in range(0, slide.shape[1] - 511, 256)]
         squares = [image for image, unscanned in (slide.read(*at, 512, 512) for at in corners) if not unscanned.any()]
     if not squares:
@@ -213,73 +222,50 @@ def write_pyramid(path: Path, tile_of, shape: tuple[int, ...], mpp: float, **opt
             )  # fmt: skip
 
 
-def write_xml(path: Path, outlines: list[np.ndarray], cut_outs: list[np.ndarray]) -> None:
-    """Write ASAP XML: lesions in the group metastases, cut-outs in normal."""
+def write_xml(path: Path, outlines: list[np.ndarray], cut_outs: list[np.ndarray], groups: Sequence[str]) -> None:
+    """Write ASAP XML: lesions in the groups but for the last one, in turn, cut-outs in the last one."""
     lines = ['<?xml version="1.0"?>', "<ASAP_Annotations>", "<Annotations>"]
     for i, ring in enumerate(outlines + cut_outs):
-        kind, group = "Spline" if i == 1 else "Polygon", "metastases" if i < len(outlines) else "normal"
+        kind, group = (
+            "Spline" if i == 1 else "Polygon",
+            groups[i % (len(groups) - 1)] if i < len(outlines) else groups[-1],
+        )
         lines.append(f'<Annotation Name="Annotation {i}" Type="{kind}" PartOfGroup="{group}"><Coordinates>')
         lines += [f'<Coordinate Order="{order}" X="{x:.2f}" Y="{y:.2f}" />' for order, (x, y) in enumerate(ring)]
         lines.append("</Coordinates></Annotation>")
     lines += ["</Annotations>", "<AnnotationGroups>"]
-    lines += [f'<Group Name="{group}" PartOfGroup="None" />' for group in ("metastases", "normal")]
+    lines += [f'<Group Name="{group}" PartOfGroup="None" />' for group in groups]
     with atomic_open(path, "w") as file:
         file.write("\n".join([*lines, "</AnnotationGroups>", "</ASAP_Annotations>", ""]))
 
 
-def slide_names(annotated: int, negative: int) -> dict[str, str]:
-    """Name -> "many" lesions, one "large" lesion or "none"; those with lesions are annotated in CAMELYON17 too."""
-    names = {}
-    for centre in range(5):
-        own = [name for name in sorted(slides.ANNOTATED) if slides.centre_of(name) == centre]
-        names |= dict.fromkeys(own[:annotated], "many")
-        if annotated > 1:
-            names[own[:annotated][-1]] = "large"
-        others = (f"patient_{20 * centre + 19 - i % 20:03}_node_{i // 20}" for i in range(100))
-        names |= dict.fromkeys([name for name in others if name not in slides.ANNOTATED][:negative], "none")
-    return dict(sorted(names.items()))
-
-
-def files_of(name: str, found: str, out: Path) -> list[Path]:
-    """Where a slide lies, and then, unless it has none of them, its lesions' outlines and mask."""
-    slide = out / "training" / f"center_{slides.centre_of(name)}" / f"{name}.tif"
-    return [slide] + [out / "annotations" / f"{name}.xml", out / "masks" / f"{name}_mask.tif"] * (found != "none")
-
-
 def make_slide(name: str, lesions: dict[str, str], source: np.ndarray, shapes: list[np.ndarray], args) -> None:
     """Write one slide and, when it has lesions, its annotation and mask, but for what is there already."""
-    centre, (slide, *others) = slides.centre_of(name), files_of(name, lesions[name], args.out)
-    rng = np.random.default_rng([args.seed, *name.encode()])
+    layout = LAYOUTS[args.layout]
+    centre, (slide, *others) = layout.centre_of(name), layout.files_of(name, lesions[name], args.out)
+    mpp, rng = layout.mpp[centre], np.random.default_rng([args.seed, *name.encode()])
     shape = args.height >> BASE, args.width >> BASE
-    areas = {"many": AREAS * args.lesion_sets, "large": (LARGE,), "none": ()}[lesions[name]]
+    areas = layout.areas(lesions[name], args.lesion_sets, shape)
     clusters = args.lesion_sets * (lesions[name] == "many")
-    painting = paint(shape, areas, clusters, make_textures(source, centre, rng), shapes, rng)
+    painting = paint(shape, areas, clusters, make_textures(source, centre, rng), shapes, rng, layout.hollow)
     size, quality = (args.height, args.width), {"level": 85 if args.compression == "jpeg" else 1}
-    for path in filterfalse(os.path.lexists, [slide, *others]):
+    for path in itertools.filterfalse(os.path.lexists, [slide, *others]):
         if path.suffix == ".xml":
-            write_xml(path, painting.outlines, painting.cut_outs)
+            write_xml(path, painting.outlines, painting.cut_outs, layout.groups)
         elif path != slide:
-            write_pyramid(path, painting.mask_tile, size, MPP[centre], photometric="minisblack", compression="deflate")
+            write_pyramid(path, painting.mask_tile, size, mpp, photometric="minisblack", compression="deflate")
         else:
             write_pyramid(
-                path, painting.tile, (*size, 3), MPP[centre],
+                path, painting.tile, (*size, 3), mpp,
                 photometric="rgb", compression=args.compression, compressionargs=quality,
             )  # fmt: skip
-
-
-def write_labels(path: Path, lesions: dict[str, str]) -> None:
-    """Write stage_labels.csv: rows of patients and of slides; 086_0 is labelled negative, as in CAMELYON17."""
-    patients = {f"{name[:11]}.zip": "pN0" if found == "none" else "pN1" for name, found in lesions.items()}
-    healthy = {name: found == "none" or name == "patient_086_node_0" for name, found in lesions.items()}
-    rows = patients | {f"{name}.tif": "negative" if negative else "macro" for name, negative in healthy.items()}
-    with atomic_open(path, "w") as file:
-        file.write("patient,stage\n" + "".join(f"{name},{rows[name]}\n" for name in sorted(rows)))
 
 
 def open_tree(args, files: list[Path]) -> None:
     """Create the tree's folders. BadInput when it was made with other flags, or holds one of the files unmade."""
     path = args.out / SETTINGS
     flags = {key: getattr(args, key) for key in SHAPING}
+    flags |= {"layout": args.layout} if args.layout != "camelyon17" else {}  # as in trees of earlier versions
     settings = {key: str(value.resolve()) if isinstance(value, Path) else value for key, value in flags.items()}
     if os.path.lexists(path):
         if read_json(path) != settings:
@@ -288,24 +274,23 @@ def open_tree(args, files: list[Path]) -> None:
         raise BadInput(f"{foreign}: is there already, and not of this command; choose another --out")
     else:
         write_json(make_folder(args.out) / SETTINGS, settings)
-    for folder in ("annotations", "masks"):
+    for folder in LAYOUTS[args.layout].folders:
         make_subfolder(args.out, folder)
-    for centre in range(5):
-        make_subfolder(make_subfolder(args.out, "training"), f"center_{centre}")
 
 
 def main(argv=None):
     args = parse_args(argv)
     source, shapes = texture_source(args.texture), outline_shapes(args.outlines)
-    lesions = slide_names(args.annotated, args.negative)
-    labels = args.out / "stage_labels.csv"
-    open_tree(args, [labels, *(path for name, found in lesions.items() for path in files_of(name, found, args.out))])
-    todo = [name for name, found in lesions.items() if not all(map(os.path.lexists, files_of(name, found, args.out)))]
+    layout = LAYOUTS[args.layout]
+    lesions, labels = layout.slide_names(args.annotated, args.negative), args.out / layout.labels
+    files = {name: layout.files_of(name, found, args.out) for name, found in lesions.items()}
+    open_tree(args, [labels, *itertools.chain(*files.values())])
+    todo = [name for name, paths in files.items() if not all(map(os.path.lexists, paths))]
     task = partial(make_slide, lesions=lesions, source=source, shapes=shapes, args=args)
     for _ in cli.progress(parallel.map_jobs(task, todo, args.workers), len(todo), "painting", "slides"):
         pass
     if not os.path.lexists(labels):
-        write_labels(labels, lesions)
+        layout.write_labels(labels, lesions)
     diseased = sum(found != "none" for found in lesions.values())
     print(f"{len(lesions)} slides, {diseased} of them with lesions, in {args.out}")
 

@@ -14,8 +14,9 @@ from common.files import make_subfolder
 from common.pictures import write_png
 from data import SPLITS
 from data.camelyon import crops
-from data.camelyon.annotations import LesionMask
-from data.camelyon.slides import SPLIT_OF_CENTRE, Slide
+from data.camelyon.slides import SPLIT_OF_CENTRE
+from data.slides.annotations import LesionMask
+from data.slides.pyramid import Slide
 
 PREVIEW_SIDE = 1600  # pixels
 OUTLINE, BOX = (0, 160, 0), (200, 0, 0)

@@ -2,8 +2,9 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from data.camelyon import annotations, crops
-from tests.data.camelyon.oracle import valid_corners
+from data.camelyon import crops
+from data.slides import annotations
+from tests.data.slides.oracle import valid_corners
 
 SIZE, SHAPE = 16, (40, 50)
 

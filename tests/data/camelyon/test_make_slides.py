@@ -1,10 +1,15 @@
+import os
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
 import tifffile
 
 from common.errors import BadInput
-from data.camelyon import annotations, make_slides, slides
+from data.camelyon import make_slides, slides
+from data.camelyon.layouts import Camelyon17
+from data.slides import annotations, pyramid
 
 
 @pytest.mark.slow
@@ -31,10 +36,10 @@ def test_a_slide_has_an_unscanned_corner_and_the_resolution_of_its_scanner(tmp_p
     for part in ("training/center_3", "annotations", "masks"):
         (tmp_path / part).mkdir(parents=True)
     make_slides.make_slide(name, {name: "many"}, make_slides.texture_source(None), [], args)
-    with slides.Slide(tmp_path / "training" / "center_3" / f"{name}.tif", 3) as slide:
+    with pyramid.Slide(tmp_path / "training" / "center_3" / f"{name}.tif", 3) as slide:
         image, unscanned = slide.read(0, 0, *slide.shape)
         assert slide.shape == (256, 256)
-        assert abs(slide.mpp - make_slides.MPP[3]) < 1e-6
+        assert abs(slide.mpp - Camelyon17.mpp[3]) < 1e-6
     assert unscanned[-40:, -40:].all() and not unscanned[:, :128].any()
     assert image[100:150, 100:150, 1].mean() < 200  # tissue
     assert image[:5, :5].min() > 230  # background
@@ -43,7 +48,7 @@ def test_a_slide_has_an_unscanned_corner_and_the_resolution_of_its_scanner(tmp_p
 def test_lesions_reach_from_a_handful_of_pixels_to_thousands():
     rng = np.random.default_rng(0)
     textures = make_slides.make_textures(make_slides.texture_source(None), 0, rng)
-    painting = make_slides.paint((768, 768), make_slides.AREAS, 1, textures, [], rng)
+    painting = make_slides.paint((768, 768), Camelyon17.set_areas, 1, textures, [], rng)
     areas = sorted(lesion.area for lesion in painting.lesions.lesions())
     assert areas[0] < 12 and areas[-1] > 2000 and len(areas) > 12
 
@@ -51,7 +56,7 @@ def test_lesions_reach_from_a_handful_of_pixels_to_thousands():
 @pytest.fixture
 def one_slide(tmp_path, monkeypatch):
     """The command line of a tree with a single slide."""
-    monkeypatch.setattr(make_slides, "slide_names", lambda *_: {"patient_004_node_4": "many"})
+    monkeypatch.setattr(Camelyon17, "slide_names", lambda *_: {"patient_004_node_4": "many"})
     return ["--out", str(tmp_path / "out"), "--width", "2048", "--height", "2048", "--workers", "1"]
 
 
@@ -99,3 +104,29 @@ def test_links_in_place_of_folders_are_not_followed(one_slide, tmp_path):
     with pytest.raises(BadInput, match="training: is a link"):
         make_slides.main(one_slide)
     assert not list((tmp_path / "elsewhere").iterdir())
+
+
+@pytest.mark.parametrize("outlines", ["blobs", "real"])
+def test_the_other_layout_is_camelyon16s(tmp_path, outlines):
+    size = ["--width", "3072", "--height", "3072", "--annotated", "1", "--negative", "1", "--workers", "1"]
+    flags = ["--layout", "camelyon16", *size]
+    if outlines == "real":
+        folder = Path(os.environ.get("CAMELYON_FIXTURES", "")) / "camelyon16" / "lesion_annotations"
+        if not folder.is_dir():
+            pytest.skip("needs camelyon16/lesion_annotations in CAMELYON_FIXTURES")
+        flags += ["--outlines", str(folder)]
+    make_slides.main(["--out", str(tmp_path), *flags])
+    found = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.tif"))
+    names = ["testing/images/test_001", "testing/images/test_002", "training/normal/normal_001"]
+    assert found == [f"{name}.tif" for name in [*names, "training/tumor/tumor_001"]]
+    assert (tmp_path / "testing" / "reference.csv").read_text().splitlines() == [
+        "test_001,Tumor,IDC,Macro",
+        "test_002,Normal,None,None",
+    ]
+    annotated = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.xml"))
+    assert annotated == ["testing/lesion_annotations/test_001.xml", "training/lesion_annotations/tumor_001.xml"]
+    for name in annotated:
+        text = (tmp_path / name).read_text()
+        assert all(f'PartOfGroup="{group}"' in text for group in ("Tumor", "_0", "_1", "_2"))
+        lesions, cut_outs, ignored = annotations.read_xml(tmp_path / name)
+        assert len(lesions) > 3 and len(cut_outs) == 1 and not ignored

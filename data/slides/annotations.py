@@ -17,7 +17,7 @@ import numpy as np
 from common import cli
 from common.errors import BadInput
 from common.files import open_input
-from data.camelyon.slides import MASK_ENDING, MAX_TILE, SUFFIXES, Slide, check_level, check_pages, find_files
+from data.slides.pyramid import MASK_ENDING, MAX_TILE, SUFFIXES, Slide, check_level, check_pages, find_files
 
 LESION_GROUPS = {"metastases", "tumor", "_0", "_1"}  # CAMELYON17, then CAMELYON16
 CUT_OUT_GROUPS = {"normal", "_2"}
@@ -193,15 +193,30 @@ def read_mask(path: Path, slide: Slide) -> LesionMask:
     return mask_from_tiff(path, slide)
 
 
+class Outline(NamedTuple):
+    """What an annotation encloses, a lesion or a cut-out; points (N, 2) float64, level-0 x, y."""
+
+    name: str
+    is_lesion: bool
+    points: np.ndarray
+
+
 def read_xml(path: Path) -> tuple[list[np.ndarray], list[np.ndarray], Counter]:
-    """Lesion outlines, cut-outs (each (N, 2) float64, level-0 x, y) and counts of what was ignored, from ASAP XML.
+    """Points of lesions and of cut-outs, and counts of what was ignored; see `read_outlines`."""
+    outlines, ignored = read_outlines(path)
+    lesions, cut_outs = ([each.points for each in outlines if each.is_lesion is kind] for kind in (True, False))
+    return lesions, cut_outs, ignored
+
+
+def read_outlines(path: Path) -> tuple[list[Outline], Counter]:
+    """The outlines of ASAP XML in their order, and counts of what was ignored.
 
     The group of an annotation is the first that is known among its own, that group's parent and so on. BadInput: not
     readable, not well-formed, too large, not of ASAP, a DTD or entity, a coordinate missing or not a finite number.
     """
     root = _parse(path)
     parents = {_group_of(item, "Name"): _group_of(item) for item in root.iter("Group") if item.get("Name")}
-    lesions, cut_outs, ignored = [], [], Counter()
+    outlines, ignored = [], Counter()
     for item in root.iter("Annotation"):
         group, kind = item.get("PartOfGroup", "None").strip(), item.get("Type", "None")
         known = _known_group(_group_of(item), parents)
@@ -212,10 +227,10 @@ def read_xml(path: Path) -> tuple[list[np.ndarray], list[np.ndarray], Counter]:
         elif len(points := _points(item, path)) < 3:
             ignored["annotation of fewer than three points ignored"] += 1
         else:
-            (lesions if known in LESION_GROUPS else cut_outs).append(points)
-            if len(lesions) + len(cut_outs) > MAX_OUTLINES:
+            outlines.append(Outline(item.get("Name", ""), known in LESION_GROUPS, points))
+            if len(outlines) > MAX_OUTLINES:
                 raise BadInput(f"{path}: has more than {MAX_OUTLINES:,} outlines, which no slide needs")
-    return lesions, cut_outs, ignored
+    return outlines, ignored
 
 
 def _parse(path):

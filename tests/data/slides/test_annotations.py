@@ -8,8 +8,8 @@ import pytest
 from scipy import ndimage
 
 from common.errors import BadInput
-from data.camelyon import annotations
-from tests.data.camelyon.oracle import mask_window, polygons_of
+from data.slides import annotations
+from tests.data.slides.oracle import mask_window, polygons_of
 
 SHAPE = (90, 110)
 

@@ -1,0 +1,70 @@
+"""The run folder of any detector's training, and what it takes to make the detector again."""
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from common import checkpoint, runfolder
+from common.errors import BadInput
+from common.runfolder import RunFolder
+from data.normals import NormalTiles
+
+
+def open_run(
+    args,
+    normals: NormalTiles,
+    device: torch.device,
+    config: dict,
+    state: dict,
+    columns: dict,
+    sums: tuple[str, ...],
+    best: tuple,
+    steps_per_epoch: int,
+    kept: tuple[str, ...] = (),
+    **options,
+) -> RunFolder:
+    """The folder of a training on these normals, to be continued by the same flags, data and frozen networks.
+
+    Args:
+        config: plain values that `load` needs to make the detector again, and that must be equal to go on.
+        state, columns, sums, best, steps_per_epoch, options: as RunFolder takes them.
+        kept: names of the state that scoring needs; default all.
+    """
+    config = {"method": args.method, "tile": normals.tile, "in_channels": normals.in_channels, **config}
+    fingerprint = normals.fingerprint()
+    return RunFolder(
+        args,
+        runfolder.settings_that_matter(args) | config | {"batch_size": args.batch_size, "data": fingerprint},
+        state,
+        columns,
+        sums,
+        best,
+        steps_per_epoch,
+        kept=kept or tuple(state),
+        facts={"config": config, "args": runfolder.plain(args)},
+        config=runfolder.describe_run(args, device, model=config, data=fingerprint),
+        **options,
+    )
+
+
+def read_run(logdir: Path) -> tuple[dict, Path]:
+    """Content and path of a run's best_checkpoint.pth. BadInput when there is none, or it is another system's."""
+    path = logdir / checkpoint.BEST
+    saved = checkpoint.load(path)
+    config = saved.get("config")
+    if not isinstance(config, dict) or "method" not in config or not isinstance(saved.get("args"), dict):
+        raise BadInput(f"{path}: expected a detector of train_anomaly.py, found another checkpoint")
+    return saved, path
+
+
+def arguments(saved: dict) -> argparse.Namespace:
+    """The flags that the run was trained with."""
+    return argparse.Namespace(**saved["args"])
+
+
+def check_same_network(found: dict, config: dict, path: Path) -> None:
+    """BadInput when a frozen network, as its describe() says, is not the one that the detector was trained with."""
+    for name, value in found.items():
+        if config.get(name) != value:
+            raise BadInput(f"{path}: trained with {name} {config.get(name)}, found {value}; give the same weights")

@@ -1,0 +1,55 @@
+"""DPA's configurations of Shvetsova et al. 2021 by name, as defaults of the flags: train_anomaly.py --setting NAME.
+
+Certain, from the original's configuration files; how the NIH pictures are cropped before is the user's to say. Learning
+rates of cifar10 and svhn were chosen by class, of which one is here.
+"""
+
+CAMELYON16 = {"tile": 64, "crop": 64, "random_crop": True, "flip": True, "latent_res": 8, "latent_dim": 4, "dims": (4,)}
+NIH = {"tile": 64, "resize": 64, "grey": True, "latent_res": 1}
+GROWING = {"progressive": True}
+
+SETTINGS = {
+    "cifar10_class0": {
+        **{"tile": 32, "latent_res": 1, "latent_dim": 32, "dims": (32,)},
+        **{"layer": "r32", "lr": 2e-3, "iters": 20_000},
+    },
+    "camelyon16": {**CAMELYON16, "layer": "r42", "lr": 1e-3, "iters": 34_666},
+    "camelyon16_pg": {
+        **CAMELYON16,
+        **GROWING,
+        **{"initial_res": 16, "layers": ("r32", "r32", "r42"), "lr": 1e-3},
+        "stage_iters": (20_000,) * 4 + (8_666,),
+    },
+    "camelyon16_l1": {**CAMELYON16, "layer": "r42", "lr": 1e-3, "iters": 34_666, "l1_weight": 0.1},
+    "camelyon16_adversarial": {
+        **CAMELYON16,
+        **{"layer": "r42", "lr": 2e-4, "iters": 34_666, "adv_weight": 0.1, "n_dis": 2},
+    },
+    "camelyon16_unsupervised": {
+        **{**CAMELYON16, "latent_res": 16, "latent_dim": 64, "dims": (64,)},
+        **{"layer": "r42", "lr": 1e-4, "iters": 77_000},
+    },
+    "camelyon16_unsupervised_l1": {
+        **{**CAMELYON16, "latent_res": 16, "latent_dim": 32, "dims": (32,)},
+        **{"loss": "l1", "lr": 2e-4, "iters": 46_000},
+    },
+    "nih": {**NIH, "latent_dim": 16, "dims": (16,), "layer": "r42", "lr": 2e-3, "iters": 16_000},
+    "nih_pg": {
+        **NIH,
+        **GROWING,
+        **{"latent_dim": 16, "dims": (16,), "initial_res": 8, "layers": ("r12", "r22", "r32", "r42"), "lr": 1e-3},
+        "stage_iters": (20_000,) * 6 + (3_500,),
+    },
+    "nih_ap_pg": {
+        **NIH,
+        **GROWING,
+        **{"latent_dim": 64, "dims": (32, 32, 64, 64, 64), "initial_res": 8, "lr": 5e-4},
+        **{"layers": ("r12", "r22", "r32", "r32"), "stage_iters": (20_000,) * 6 + (7_000,)},
+    },
+    "nih_pa_pg": {
+        **NIH,
+        **GROWING,
+        **{"latent_dim": 16, "dims": (16,), "initial_res": 8, "lr": 1e-3},
+        **{"layers": ("r12", "r22", "r32", "r32"), "stage_iters": (20_000,) * 6 + (10_000,)},
+    },
+}

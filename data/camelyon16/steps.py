@@ -1,0 +1,78 @@
+"""What the steps of the preparation share: places below --root, jobs over processes, JPEG files."""
+
+import argparse
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from common import cli, parallel
+from common.errors import BadInput
+from common.files import atomic_open, make_folder
+
+PATCH_SETS = ("normal_train", "normal_test", "tumor_train", "tumor_test")
+QUALITY = 75  # of JPEG
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step of the preparation.
+
+    run(args) does what is missing and returns a line for each part that could not be done. `places`: the names of its
+    path flags -> where they lie below --root. `own`: its other flags. A flag that begins with output_ is written to.
+    """
+
+    summary: str
+    run: Callable[[argparse.Namespace], list[str]]
+    places: dict[str, str]
+    own: tuple[str, ...] = ()
+
+
+def patch_places(prefix: str, folder: str) -> dict[str, str]:
+    """The four flags of folders with patches, and where they lie below --root."""
+    return {
+        f"{prefix}{kind}_patches_{split}_dir": f"{folder}/{kind}/{split}"
+        for kind, split in (name.split("_") for name in PATCH_SETS)
+    }
+
+
+def patches_in(args, flag: str) -> list[Path]:
+    """The patches of a folder, sorted. BadInput names flag and folder when it is not there."""
+    folder = getattr(args, flag)
+    if not folder.is_dir():
+        raise BadInput(f"--{flag} {folder}: no such folder; an earlier step makes it")
+    return sorted(path for path in folder.glob("*.jpg") if not path.name.startswith("."))
+
+
+def map_jobs(task: Callable, jobs: Iterable, args, what: str) -> tuple[list, list[str]]:
+    """The results of task(job) that went well, in the order in which they finish, and a line for each other one."""
+    jobs = list(jobs)
+    results = parallel.map_jobs(partial(_guarded, task), jobs, args.workers)
+    outcomes = list(cli.progress(results, len(jobs), what, what))
+    return [result for result, problem in outcomes if problem is None], sorted(filter(None, (p for _, p in outcomes)))
+
+
+def _guarded(task, job):
+    try:
+        return task(job), None
+    except BadInput as error:
+        return None, str(error)
+
+
+def missing(files: Iterable[Path]) -> list[Path]:
+    """The files that are not there; the folders of all of them are made."""
+    files = list(files)
+    for folder in sorted({path.parent for path in files}):
+        make_folder(folder)
+    return [path for path in files if not os.path.lexists(path)]
+
+
+def write_jpeg(path: Path, image: np.ndarray) -> None:
+    """Write (H, W, 3) uint8."""
+    import imageio.v3 as imageio
+
+    with atomic_open(path) as file:
+        imageio.imwrite(file, image, extension=".jpg", plugin="pillow", quality=QUALITY)
