@@ -31,13 +31,38 @@ def detection(values: np.ndarray, mask: np.ndarray | None, label: int, known: bo
         mask: bool (H, W), the object's pixels; None without an object. known: whether objects are known.
     """
     y, x = divmod(int(values.argmax()), values.shape[1])
-    hit = int(label == 1 and mask is not None and mask[y, x]) if known else None
-    return {"peak_y": y, "peak_x": x, "cell": 1, "confidence": float(values[y, x]), "hit": hit}
+    return _detection(y, x, 1, values[y, x], mask, label, known)
 
 
-def write(logdir: Path, split: str, rows: list[dict]) -> dict:
-    """Write a split's table and its scores by O2I; returns the latter."""
+def cell_detection(
+    values: np.ndarray, corners: np.ndarray, cell: int, mask: np.ndarray | None, label: int, known: bool
+) -> dict:
+    """The same columns by the largest of a coarse map's cells.
+
+    Args:
+        values: (N,), a value per cell. corners: (N, 2) int, their upper left pixels, y and x. cell: their side in px.
+    """
+    best = int(values.argmax())
+    y, x = map(int, corners[best])
+    return _detection(y, x, cell, values[best], mask, label, known)
+
+
+def _detection(y, x, cell, value, mask, label, known):
+    """Columns of the cell with this upper left pixel."""
+    hit = int(label == 1 and mask is not None and mask[y : y + cell, x : x + cell].any()) if known else None
+    peak = {"peak_y": y + cell // 2, "peak_x": x + cell // 2}
+    return {**peak, "cell": cell, "confidence": float(value), "hit": hit}
+
+
+def write(logdir: Path, split: str, rows: list[dict], threshold: float | None = None) -> dict:
+    """Write a split's table and its scores by O2I; returns the latter.
+
+    Args:
+        threshold: the score above which an image counts as positive, chosen on validation, where a method has one.
+    """
     folder, scores = make_subfolder(logdir, "scores"), summarise(rows)
+    if threshold is not None:
+        scores["threshold"] = threshold
     write_csv(folder / f"{split}.csv", [{name: row[name] for name in COLUMNS} for row in rows], COLUMNS)
     write_json(folder / f"{split}.json", scores)
     return scores

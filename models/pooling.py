@@ -32,3 +32,12 @@ def attention_pool(embedding: Tensor, scores: Tensor) -> Tensor:
 
 
 POOLINGS = {"max": max_pool, "mean": mean_pool, "logsumexp": logsumexp_pool}
+
+
+def generalized_mean_pool(embedding: Tensor, p=3.0) -> Tensor:
+    """(mean of max(x, 1e-6)^p)^(1/p) of every channel; p = 1 is the mean, a large p the maximum.
+
+    Args:
+        p: a number or a tensor that learns. Source: Radenovic et al. 2018 (GeM).
+    """
+    return embedding.flatten(2).clamp(min=1e-6).pow(p).mean(dim=2).pow(1 / p)

@@ -1,4 +1,4 @@
-"""Imports point one way: commands, then train.py, then models/ and data/, then common/, then libraries."""
+"""Imports point one way: commands, then the four systems, then models/ and data/, then common/, then libraries."""
 
 import ast
 from pathlib import Path
@@ -10,7 +10,7 @@ LAYERS = {  # who may import which of the project's own modules
     "common": {"common"},
     "models": {"common", "models"},
     "data": {"common", "data"},
-    "train": {"common", "data", "models"},
+    **{part: {"common", "data", "models", part} for part in ("train", "anomaly", "mil", "retrieval")},
 }
 OWN = {"benchmarks", "experiments", "tests", *LAYERS, *(path.stem for path in ROOT.glob("*.py"))}
 FILES = [Path("train.py"), *sorted(p.relative_to(ROOT) for layer in LAYERS for p in (ROOT / layer).rglob("*.py"))]

@@ -1,0 +1,171 @@
+"""Pretrained weights for every system: torchvision's ImageNet weights, a file, or random ones; never in silence."""
+
+import hashlib
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlparse
+
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from common import checkpoint, torch_format
+from common.errors import BadInput
+from common.files import open_input
+
+ENUMS = {  # network -> torchvision's weights: their address ends in the first digits of the file's sha256
+    "vgg16": torchvision.models.VGG16_Weights.IMAGENET1K_FEATURES,  # Oxford's own, convolutions alone
+    "vgg19": torchvision.models.VGG19_Weights.IMAGENET1K_V1,
+    "vgg19_bn": torchvision.models.VGG19_BN_Weights.IMAGENET1K_V1,
+    "squeezenet": torchvision.models.SqueezeNet1_1_Weights.IMAGENET1K_V1,
+    "resnet18": torchvision.models.ResNet18_Weights.IMAGENET1K_V1,
+    "resnet50": torchvision.models.ResNet50_Weights.IMAGENET1K_V1,
+}
+INPUTS = {  # mean and standard deviation of RGB in [0, 1] that a training took away
+    "torchvision": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "oxford": ((0.48235, 0.45882, 0.40784), (1 / 255, 1 / 255, 1 / 255)),
+}
+KNOWN = {  # sha256 -> network and input of ImageNet weights that are not torchvision's files
+    "cdfb6c5dcb3993c51eed9193f66636c93a5845236fce6ff0f4e4c49b42b16836": ("vgg16", "oxford"),  # to conv4_3, 16 bits
+    "e3c71c0d420b03bd49b9a1b49431f1aae970dadccb9325f6b02edde33c92d2f0": ("squeezenet", "torchvision"),  # 16 bits
+}
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Where a network's weights come from.
+
+    Attributes: source, imagenet, a file's name or random; state, its tensors by name, None when random; path and
+        sha256 of the file; input, a key of INPUTS.
+    """
+
+    source: str
+    state: dict[str, Tensor] | None = None
+    path: Path | None = None
+    sha256: str | None = None
+    input: str = "torchvision"
+
+    @property
+    def mean(self) -> tuple[float, float, float]:
+        return INPUTS[self.input][0]
+
+    @property
+    def std(self) -> tuple[float, float, float]:
+        return INPUTS[self.input][1]
+
+    def describe(self) -> dict:
+        """What config.json says of them, and what must be equal to go on with a run."""
+        return {"weights": self.source, "weights_sha256": self.sha256, "weights_input": self.input}
+
+
+def fetch(network: str, source: str, flag: str = "--embedder_weights", input: str | None = None) -> Weights:
+    """The weights of a network: `imagenet`, `random` or a file.
+
+    imagenet: $WEIGHTS_DIR is searched by sha256, then torchvision's cache; then they are downloaded.
+
+    Args:
+        network: a key of ENUMS.
+        flag: that chose the source, for messages.
+        input: a key of INPUTS, for a file that is not known; default torchvision.
+    Errors: BadInput when there are none, with the ways out.
+    """
+    if source == "random":
+        print(f"{flag} random: {network} is not pretrained; its features are those of chance", file=sys.stderr)
+        return Weights("random")
+    if source == "imagenet":
+        return _read(*_find_imagenet(network, flag), source)
+    path = Path(source).expanduser()
+    sha256 = sha256_of(path)
+    known = _input_of(network, sha256)
+    if known is None:
+        print(f"{path}: unknown weights; input as {input or 'torchvision'} (--weights_input)", file=sys.stderr)
+    return _read(path, sha256, known or input or "torchvision", path.name)
+
+
+def load(module: nn.Module, weights: Weights, prefix: str = "") -> None:
+    """Load what the module needs from weights whose names may begin with the prefix. BadInput: one lacks or misfits.
+
+    Random weights stay as `seeded` drew them.
+    """
+    if weights.state is None:
+        return
+    chosen = {}
+    for name in module.state_dict():
+        for candidate in (prefix + name, name):
+            if candidate in weights.state:
+                value = weights.state[candidate]
+                chosen[name] = value.float() if torch.is_tensor(value) and value.is_floating_point() else value
+                break
+        else:
+            if name.endswith("num_batches_tracked"):  # not in files of early versions
+                chosen[name] = module.state_dict()[name]
+    checkpoint.load_weights(module, chosen, weights.path)
+
+
+def seeded(make):
+    """Make a module from a fixed seed, whatever the global generator's state, which stays."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return make()
+
+
+def _read(path, sha256, input, source):
+    state, foreign = torch_format.read(path)
+    state = state.get("state_dict", state) if isinstance(state, dict) else state
+    if foreign or not isinstance(state, dict) or not any(torch.is_tensor(value) for value in state.values()):
+        raise BadInput(f"{path}: expected a state_dict of weights, found something else")
+    return Weights(source, state, path, sha256, input)
+
+
+def _find_imagenet(network, flag):
+    """Path, sha256 and input of a network's ImageNet weights; BadInput where there are none."""
+    folder = os.environ.get("WEIGHTS_DIR")
+    for path in sorted(Path(folder).glob("*.pth")) if folder else ():
+        sha256 = sha256_of(path)
+        if _input_of(network, sha256):
+            return path, sha256, _input_of(network, sha256)
+    url = ENUMS[network].url
+    path = Path(torch.hub.get_dir()) / "checkpoints" / Path(urlparse(url).path).name
+    if not path.exists():
+        _download(url, path, network, flag, folder)
+    sha256 = sha256_of(path)
+    if not _input_of(network, sha256):
+        raise BadInput(f"{path}: damaged: its sha256 is {sha256[:8]}; remove it and it is downloaded again")
+    return path, sha256, _input_of(network, sha256)
+
+
+def _download(url, path, network, flag, folder):
+    places = f"{path}" + (f" and $WEIGHTS_DIR ({folder})" if folder else "; WEIGHTS_DIR is not set")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.hub.download_url_to_file(url, str(path), hash_prefix=_digits(url), progress=sys.stderr.isatty())
+    except (OSError, RuntimeError) as error:  # no network; a damaged transfer
+        reason = " ".join(str(error).split())[:120]
+        raise BadInput(
+            f"{flag} imagenet: no weights of {network} in {places}, and no download ({reason}): "
+            f"put the file there, or name a FILE, or say random"
+        ) from None
+
+
+def _digits(url):
+    return Path(urlparse(url).path).stem.rsplit("-", 1)[1]
+
+
+def _input_of(network, sha256):
+    """The input that a network's known file with this sha256 wants; None for another file."""
+    if KNOWN.get(sha256, (None,))[0] == network:
+        return KNOWN[sha256][1]
+    if sha256.startswith(_digits(ENUMS[network].url)):
+        return "oxford" if network == "vgg16" else "torchvision"
+    return None
+
+
+def sha256_of(path: Path) -> str:
+    """Hex digest of a file. BadInput names one that cannot be read."""
+    digest = hashlib.sha256()
+    with open_input(path) as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
