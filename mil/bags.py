@@ -1,5 +1,6 @@
 """Bags of instances: an image or a slide as its tiles, of which training knows the bag's label alone."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -9,6 +10,7 @@ from common.errors import BadInput
 
 UNKNOWN = -1  # in `truth`
 FINITE_BLOCK = 2**24  # values whose finiteness is checked at a time
+SAMPLED = 8  # instances of each bag whose bytes enter the fingerprint
 
 
 @dataclass
@@ -54,6 +56,14 @@ class Bags:
         picked = [[part[i] for i in indices] for part in (self.names, self.features, self.corners, self.truth)]
         names, features, corners, truth = picked
         return Bags(names, self.labels[np.asarray(indices, int)], features, corners, truth, self.tile)
+
+    def fingerprint(self) -> str:
+        """Hex digest of names, labels, sizes and some features of every bag, wherever they lie."""
+        digest = hashlib.sha256("\n".join(self.names).encode())
+        digest.update(self.labels.tobytes() + self.sizes.tobytes())
+        for features in self.features:
+            digest.update(features[np.linspace(0, len(features) - 1, SAMPLED).astype(int)].tobytes())
+        return digest.hexdigest()
 
 
 def unplaced(n: int) -> np.ndarray:
