@@ -147,9 +147,16 @@ class CutTiles(TileBags):
             return np.full(len(corners), UNKNOWN, np.int8)
         return tiles.holds_object(mask, corners, tile, least).astype(np.int8)
 
+    def image(self, bag: int) -> Tensor:
+        """A bag as it was, (C, H, W)."""
+        return self.data[int(self.indices[bag])][0]
+
+    def object_mask(self, bag: int) -> np.ndarray | None:
+        """The pixels of a bag's object, bool (H, W); None without one and where unknown."""
+        return self.data.object_mask(int(self.indices[bag])) if self.data.has_objects else None
+
     def pictures(self, bag: int, numbers: np.ndarray) -> Tensor:
-        image, _ = self.data[int(self.indices[bag])]
-        return tiles.cut(image, self.corners[bag][numbers], self.tile)
+        return tiles.cut(self.image(bag), self.corners[bag][numbers], self.tile)
 
     def digest(self) -> bytes:
         return self.data.fingerprint().encode()
