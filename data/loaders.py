@@ -218,7 +218,7 @@ def make_loaders(
     names = {"eval": "val", "train": "train", "test": "test"}
     n_loaders = 1 + len(names)
     return Loaders(
-        train=_loader(splits["train"], args, device, batches, n_loaders),
+        train=batch_loader(splits["train"], args, device, batches, n_loaders),
         batches=batches,
         evaluation={
             key: ordered_loader(splits[names[key]], args, device, order, n_loaders) for key, order in ordered.items()
@@ -235,11 +235,14 @@ def ordered_loader(
     order = np.arange(len(dataset)) if order is None else order
     share = order[processes.rank() :: processes.world_size()].tolist()
     batch_size = -(-args.batch_size // processes.world_size())
-    return _loader(dataset, args, device, BatchSampler(share, batch_size, drop_last=False), n_loaders)
+    return batch_loader(dataset, args, device, BatchSampler(share, batch_size, drop_last=False), n_loaders)
 
 
-def _loader(dataset, args, device, batches, n_loaders):
-    """Batches of indices -> batches of images, which a GPU composes itself where the data set tells it how."""
+def batch_loader(dataset: Dataset, args, device: torch.device, batches, n_loaders: int = 1) -> DataLoader:
+    """Batches of indices -> batches of images, which a GPU composes itself where the data set tells it how.
+
+    `batches` is any batch sampler; `args` has batch_size, images of the largest batch, and workers.
+    """
     composed = dataset.batches_on(device, batches) if device.type == "cuda" else None
     if composed is not None:
         return composed
