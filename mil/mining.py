@@ -21,6 +21,7 @@ class Rule:
     threshold: float
     quantile: str = "global"
     hardest: float | None = 0.2  # share of the negative bags' tiles that is kept, None keeps all
+    at_random: bool = False  # keep as many at random instead, what the hardest are compared with
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ def select(
     share: float,
     negative_share: float,
     uncertain: tuple[str, ...] = (),
+    seed: tuple[int, ...] = (0,),
 ) -> Selection:
     """The sets of an epoch.
 
@@ -52,10 +54,14 @@ def select(
         share: r, of the positive tiles that are certain enough for `p`.
         negative_share: r_neg, of the positive bags' low scores that count as negative.
         uncertain: which of "n" and "n_clean" hold these uncertain negatives too.
+        seed: of negatives at random.
     Errors: BadInput when no tile of a positive bag passes the threshold, or when a class has no bag.
     """
     p_full = positives(scores, positive, rule.threshold)
     hard = hardest_negatives(scores, bags, positive, rule.hardest, rule.quantile)
+    if rule.at_random:
+        rng = np.random.default_rng(seed)
+        hard = np.sort(rng.choice(np.flatnonzero(~positive), len(hard), replace=False))
     low = uncertain_negatives(scores, bags, positive, rule, negative_share) if uncertain else None
     n, n_clean = (np.union1d(hard, low) if name in uncertain else hard for name in ("n", "n_clean"))
     return Selection(p_full, highest(p_full, scores, bags, share, rule.quantile), n, n_clean)

@@ -195,6 +195,40 @@ class FolderTiles(TileBags):
         return digest.digest()
 
 
+class Joined(TileBags):
+    """The bags of several splits, one after the other."""
+
+    def __init__(self, parts: list[TileBags]):
+        self.parts, self.firsts = parts, np.cumsum([0, *(len(part.names) for part in parts)])
+        lists = [[each for part in parts for each in getattr(part, name)] for name in ("names", "corners", "truth")]
+        labels = np.concatenate([part.labels for part in parts])
+        super().__init__(lists[0], labels, *lists[1:], parts[0].tile)
+
+    def pictures(self, bag: int, numbers: np.ndarray) -> Tensor:
+        part = int(np.searchsorted(self.firsts, bag, side="right")) - 1
+        return self.parts[part].pictures(bag - int(self.firsts[part]), numbers)
+
+    def digest(self) -> bytes:
+        return b"".join(part.digest() for part in self.parts)
+
+
+class Thinned(TileBags):
+    """Bags without some of their tiles: `stay` (T,) bool says which are left."""
+
+    def __init__(self, whole: TileBags, stay: np.ndarray):
+        self.whole, self.kept = whole, [np.flatnonzero(part) for part in np.split(stay, whole.ends[:-1])]
+        corners, truth = (
+            [part[kept] for part, kept in zip(parts, self.kept, strict=True)] for parts in (whole.corners, whole.truth)
+        )
+        super().__init__(whole.names, whole.labels, corners, truth, whole.tile)
+
+    def pictures(self, bag: int, numbers: np.ndarray) -> Tensor:
+        return self.whole.pictures(bag, self.kept[bag][numbers])
+
+    def digest(self) -> bytes:
+        return self.whole.digest()
+
+
 def list_tiles(folder: Path, bag: str) -> list[str]:
     """Names of a bag's tiles. BadInput when there are none."""
     try:

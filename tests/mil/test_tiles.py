@@ -10,7 +10,7 @@ from PIL import Image
 from common.errors import BadInput
 from mil import bag_list
 from mil.bags import UNKNOWN
-from mil.tiles import CutTiles, FolderTiles, load
+from mil.tiles import CutTiles, FolderTiles, Joined, Thinned, load
 
 
 class Canvases:
@@ -76,6 +76,26 @@ def test_features_become_bags_that_are_views_of_one_array():
 def test_a_tile_larger_than_the_image_is_refused():
     with pytest.raises(BadInput, match="--tile 33: larger than the images of 32 x 48 px"):
         cut(tile=33)
+
+
+def test_joined_bags_are_those_of_the_parts():
+    parts = [cut(), cut(stride=8)]
+    joined = Joined(parts)
+    assert len(joined) == len(parts[0]) + len(parts[1])
+    for t in (0, 23, 24, len(joined) - 1):
+        part, number = (parts[0], t) if t < 24 else (parts[1], t - 24)
+        assert torch.equal(joined[t][0], part[number][0])
+        assert joined[t][1] == part[number][1]
+    np.testing.assert_array_equal(joined.flat_truth, np.concatenate([part.flat_truth for part in parts]))
+
+
+def test_thinned_bags_keep_the_tiles_that_stay():
+    tiles, stay = cut(), np.arange(24) % 2 == 1
+    thinned = Thinned(tiles, stay)
+    assert thinned.sizes.tolist() == [3] * 4
+    for t, number in enumerate(np.flatnonzero(stay)):
+        assert torch.equal(thinned[t][0], tiles[number][0])
+    np.testing.assert_array_equal(thinned.flat_truth, tiles.flat_truth[stay])
 
 
 @pytest.fixture
