@@ -21,10 +21,11 @@ def views(images: Tensor, kind: int, generator: torch.Generator, n: int = 2) -> 
     """n random views of every image, (n, B, 3, S, S) in [0, 1].
 
     Args:
-        images: (B, 3, S, S) in [0, 1].
+        images: (B, 1 or 3, S, S) in [0, 1].
         kind: 0 crop, flip, colour, grey, blur; 1 flip, grey, blur; 2 flip.
         generator: on the CPU, so that a GPU draws the same.
     """
+    images = images.expand(-1, 3, -1, -1)
     return torch.stack([_view(images, kind, generator) for _ in range(n)])
 
 
