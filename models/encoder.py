@@ -21,7 +21,7 @@ NORMS = {
 }
 STAGES = (64, 128, 256, 512)  # channels at width 1
 PROJECTION = 256  # numbers that the contrastive loss compares
-SMALLEST = 32  # px of an image, of which 1 x 1 is left
+SMALLEST = 33  # px of an image: of 32, 1 x 1 is left, which InstanceNorm cannot normalise
 WHERE = ("state_dict", "net", "model")  # in a checkpoint: MoCo's and SimCLR's, HNM-WSI's own, others'
 INDEXED = {"0": "conv1", "1": "bn1", **{str(k + 3): f"layer{k}" for k in range(1, 5)}}  # of nn.Sequential, as DSMIL's
 HEADS = {"fc.0": "head.0", "fc.2": "head.2", "l1": "head.0", "l2": "head.2"}  # MoCo's and HNM-WSI's; DSMIL's
@@ -93,7 +93,10 @@ class Encoder(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def maps(self, images: Tensor) -> Tensor:
-        """Features by position, (B, dim, h, w)."""
+        """Features by position, (B, dim, h, w). BadInput when images are too small."""
+        if min(images.shape[-2:]) < SMALLEST:
+            found = " x ".join(map(str, images.shape[-2:]))
+            raise BadInput(f"the encoder needs tiles of {SMALLEST} px or more, found {found} px; see --tile_resize")
         images = images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images
         x = self.maxpool(self.relu(self.bn1(self.conv1((images - self.mean) / self.std))))
         return self.layer4(self.layer3(self.layer2(self.layer1(x))))
