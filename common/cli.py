@@ -109,6 +109,20 @@ def nonnegative_float(text: str) -> float:
     return value
 
 
+def yes_no(text: str) -> bool:
+    """Parse yes, no, true, false, 1 or 0 (an argparse type; see `add_yes_no`)."""
+    words = {"yes": True, "true": True, "1": True, "no": False, "false": False, "0": False}
+    if text.lower() not in words:
+        raise argparse.ArgumentTypeError(f"expected yes or no, got {text!r}")
+    return words[text.lower()]
+
+
+def add_yes_no(parser, flag: str, default: bool, help: str) -> argparse.Action:
+    """Declare a flag that takes yes or no, where the bare flag means yes; returns its action."""
+    word = "yes" if default else "no"  # which argparse parses, and shows in the help
+    return parser.add_argument(flag, type=yes_no, nargs="?", const=True, default=word, metavar="yes|no", help=help)
+
+
 def _bounded(text, low, wording):
     try:
         value = int(text)

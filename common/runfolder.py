@@ -251,6 +251,11 @@ class RunFolder:
         self._begin_epoch()
         self._save()
 
+    def save(self) -> None:
+        """Save where the present epoch stands: before long work at its end, which a kill would make it repeat."""
+        self._read_sums()
+        self._save()
+
     def finish(self) -> None:
         """Mark the run complete after an epoch, before its last; the same command then does nothing."""
         self.complete = True

@@ -28,6 +28,11 @@ def add_flags(parser, batch_size: int = 32) -> None:
     cli.neutral(
         parser.add_argument("-b", "--batch_size", type=cli.positive, default=batch_size, help="images per batch")
     )
+    add_reading_flags(parser)
+
+
+def add_reading_flags(parser) -> None:
+    """Declare `--workers` and `--verify`."""
     cli.add_workers_flag(parser, 4, help="processes that read or render images, 0 = none")
     cli.neutral(
         parser.add_argument(
