@@ -30,7 +30,7 @@ def test_a_slide_has_an_unscanned_corner_and_the_resolution_of_its_scanner(tmp_p
     args = make_slides.parse_args(["--out", str(tmp_path), "--width", "2048", "--height", "2048"])
     for part in ("training/center_3", "annotations", "masks"):
         (tmp_path / part).mkdir(parents=True)
-    make_slides.make_slide(name, {name: "many"}, make_slides.texture_source(None), [], args)
+    make_slides.make_slide(name, {name: "many"}, make_slides.texture_squares(None), [], args)
     with slides.Slide(tmp_path / "training" / "center_3" / f"{name}.tif", 3) as slide:
         image, unscanned = slide.read(0, 0, *slide.shape)
         assert slide.shape == (256, 256)
