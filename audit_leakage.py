@@ -131,7 +131,8 @@ def load_images(args) -> tuple[list[Images], Images, Images]:
         raise BadInput(f"expected one of {', '.join(kinds)}; found {' and '.join(given) or 'none'}")
     there, searched = tuple(args.folders or SPLITS), args.within or TRAIN
     if searched not in there:
-        raise BadInput(f"{'--within' if args.within else '--folders'}: no split {searched} among {', '.join(there)}")
+        flag = f"--within {searched}" if args.within else "--folders"
+        raise BadInput(f"{flag}: no split {searched} among {', '.join(there)}")
     others = [name for name in there if name != searched]
     if not others and not args.within:
         raise BadInput("--folders: expected another split to look up in train, or --within train")

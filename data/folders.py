@@ -34,7 +34,7 @@ class PhotoFolder(Dataset):
         return len(self.names)
 
     def __getitem__(self, i: int):
-        pixels = torch.from_numpy(read_image(self.folder / self.names[i]))  # (H, W, 3) uint8
+        pixels = torch.from_numpy(read_image(self.folder / self.names[i]).copy())  # (H, W, 3) uint8
         return centre_square(pixels.permute(2, 0, 1).float() / 255, self.side), -1
 
     def object_mask(self, i: int):
