@@ -47,7 +47,7 @@ def make_slide(folder: Path, args) -> extraction.Job:
     options = make_slides.parse_args(["--out", str(folder), *sides, "--lesion_sets", args.lesion_sets])
     for part in ("training/center_0", "annotations", "masks"):
         (folder / part).mkdir(parents=True)
-    make_slides.make_slide(name, {name: "many"}, make_slides.texture_source(None), [], options)
+    make_slides.make_slide(name, {name: "many"}, make_slides.texture_squares(None), [], options)
     slide = folder / "training" / "center_0" / f"{name}.tif"
     return extraction.Job(name, slide, 0, folder / "annotations" / f"{name}.xml")
 

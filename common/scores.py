@@ -19,7 +19,11 @@ from common import metrics
 from common.files import make_subfolder, write_csv, write_json
 
 COLUMNS = ("img", "img_path", "label", "o2i", "score", "peak_y", "peak_x", "cell", "confidence", "hit")
-EDGES = (1.0, 0.5, 0.1, 0.01, 0.001, 0.0001, 0.0)  # of the ranges of O2I, each with its upper edge and not its lower
+EDGES = (1.0, 0.5, 0.1, 0.01, 0.001, 0.0001, 0.0)
+RANGES = tuple(  # of O2I, each with its upper edge and not its lower: name, low, high
+    (f"({100 * low:g}-{100 * high:g}] %" if low else f"<= {100 * high:g} %", low, high)
+    for high, low in itertools.pairwise(EDGES)
+)
 LEAST = 5  # positives below which a range has no scores
 
 
@@ -77,14 +81,10 @@ def summarise(rows: list[dict]) -> dict:
     negatives = [row for row in rows if row["label"] == 0]
     positives = [row for row in rows if row["label"] == 1]
     ranges = [
-        {"o2i": _name(low, high), **_scores([row for row in positives if _within(row, low, high)], negatives)}
-        for high, low in itertools.pairwise(EDGES)
+        {"o2i": name, **_scores([row for row in positives if _within(row, low, high)], negatives)}
+        for name, low, high in RANGES
     ]
     return {"images": len(rows), **_scores(positives, negatives), "ranges": ranges}
-
-
-def _name(low, high):
-    return f"({100 * low:g}-{100 * high:g}] %" if low else f"<= {100 * high:g} %"
 
 
 def _within(row, low, high):

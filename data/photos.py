@@ -41,10 +41,11 @@ def read_image(path: Path) -> np.ndarray:
             raise
         except Exception as error:  # decoders fail in many ways
             raise BadInput(f"{path}: not a readable picture: {' '.join(str(error).split())[:120]}") from None
-    return _to_rgb(pixels, path)
+    return to_rgb(pixels, path)
 
 
-def _to_rgb(pixels, path):
+def to_rgb(pixels: np.ndarray, path: Path | str) -> np.ndarray:
+    """A picture (H, W) or (H, W, 1 to 4) as `read_image` gives it; BadInput names the path when it is none."""
     if pixels.ndim == 2:
         pixels = pixels[..., None]
     if pixels.ndim != 3 or pixels.shape[2] not in (1, 2, 3, 4) or 0 in pixels.shape:

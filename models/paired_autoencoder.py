@@ -15,10 +15,11 @@ class PairedAutoencoder(nn.Module):
     `reconstruct` trains the encoder and the decoders, after which only the head learns.
     """
 
-    dim, smallest = DIM, 1
+    smallest = 1
 
     def __init__(self):
         super().__init__()
+        self.dim = DIM
         self.config = {"kind": "retrieval", "base": "autoencoder"}
         self.encoder = nn.Sequential(*(_stage(1 if i == 0 else CHANNELS, nn.MaxPool2d(2)) for i in range(STAGES)))
         self.decoders = nn.ModuleList(_decoder() for _ in range(2))

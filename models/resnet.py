@@ -45,10 +45,11 @@ class TrunkNetwork(nn.Module):
     Attributes: chunks, runs of the trunk's modules, all but the last computed twice to save memory; 0 = none.
     """
 
-    dim, smallest = DIM, 32
+    smallest = 32
 
     def __init__(self, base: str):
         super().__init__()
+        self.dim = DIM
         self.config = {"kind": "retrieval", "base": base}
         self.base, self.gem, self.fc = _trunk(base), GeM(), nn.Linear(CHANNELS[base], DIM)
         self.chunks, self.resting = 0, []

@@ -63,7 +63,8 @@ def main(argv=None):
     if empty:
         raise BadInput(f"--image: fewer than two tiles of {args.size} px for {', '.join(empty)}; take a smaller --size")
     print(f"tiles in {args.out}: " + ", ".join(f"{n} {name}" for name, n in counts.items()))
-    print(f"next: python train_retrieval.py --train_path {args.out}/train --valid_path {args.out}/valid --synth_valid")
+    folders = f"--train_path {args.out / 'train'} --valid_path {args.out / 'valid'} --synth_valid"
+    print(f"next: python train_retrieval.py {folders} --base autoencoder --logdir runs/{args.out.name}")
 
 
 def read(path: Path) -> np.ndarray:

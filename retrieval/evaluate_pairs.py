@@ -133,8 +133,8 @@ def montage(path: Path, views: pairs.Views, queries, matches, distances, order: 
     """Draw the first pairs of an order, two a line, each query beside its match."""
     panels = []
     for i in order[:SHOWN]:
-        for number, title in ((queries[i], ""), (matches[i], f"{distances[i]:.3f} from ")):
-            panels.append(pictures.Panel(views[number][0][0].numpy(), f"{title}{views.names[number][-28:]}"))
+        for number, title in ((queries[i], "query"), (matches[i], f"match, distance {distances[i]:.3f}")):
+            panels.append(pictures.Panel(views[number][0][0].numpy(), f"{title}\n{views.names[number][-24:]}"))
     pictures.contact_sheet(path, [panels[i : i + 4] for i in range(0, len(panels), 4)])
 
 

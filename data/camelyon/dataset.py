@@ -1,4 +1,4 @@
-"""nCAMELYON crops on disk -> class-balanced splits of images and labels."""
+"""nCAMELYON crops on disk -> class-balanced splits of images and labels, by their folders or by a splits.csv."""
 
 import functools
 import hashlib
@@ -23,14 +23,17 @@ ADVICE = "the command that extracted the crops writes it again"
 
 
 def add_flags(parser) -> None:
-    """Declare `--pos_path` and `--neg_path`; which command needs them is its own to check."""
+    """Declare `--pos_path`, `--neg_path` and `--splits`; which command needs them is its own to check."""
     holds = "with the training crops, valid/ and test/ (needed); crops.csv names the crops, where there is one"
     parser.add_argument("--pos_path", "-p", type=cli.path, help=f"folder of positive crops: {holds}")
     parser.add_argument("--neg_path", "-n", type=cli.path, help=f"folder of negative crops: {holds}")
+    parser.add_argument(
+        "--splits", type=cli.path, help="table file,label,split of split_crops.py, in place of the folders' own splits"
+    )
 
 
-def load_splits(args, names: Sequence[str] = tuple(SPLIT_FOLDERS)) -> dict[str, "CamelyonCrops"]:
-    """The splits called for, by name, from args.pos_path, args.neg_path and args.seed.
+def load_splits(args, names: Sequence[str] = tuple(SPLIT_FOLDERS), balanced: bool = True) -> dict[str, "CamelyonCrops"]:
+    """The splits called for, by name, from args.pos_path, args.neg_path, args.splits if any, and args.seed.
 
     BadInput: a path not given, a folder missing, unfinished, of the other class or without crops of a split called
     for, crops of mixed sizes, a damaged crop.
@@ -39,14 +42,19 @@ def load_splits(args, names: Sequence[str] = tuple(SPLIT_FOLDERS)) -> dict[str, 
         if getattr(args, flag) is None:
             raise BadInput(f"--{flag} is needed")
     listed = {flag: list_crops(getattr(args, flag), flag) for flag in ("pos_path", "neg_path")}
+    table = getattr(args, "splits", None)
+    if table is not None:
+        listed = read_splits(table, listed)
     splits = {}
     for name in names:
         for flag, files in listed.items():
             if not files[name]:
-                raise BadInput(f"--{flag} {getattr(args, flag) / SPLIT_FOLDERS[name]}: no crops for the {name} split")
-        splits[name] = CamelyonCrops(
-            args.pos_path, listed["pos_path"][name], args.neg_path, listed["neg_path"][name], args.seed
-        )
+                place = (
+                    f"--splits {table}, --{flag}" if table else f"--{flag} {getattr(args, flag) / SPLIT_FOLDERS[name]}"
+                )
+                raise BadInput(f"{place}: no crops for the {name} split")
+        crops = args.pos_path, listed["pos_path"][name], args.neg_path, listed["neg_path"][name]
+        splits[name] = CamelyonCrops(*crops, args.seed if balanced else None)
     sizes = {split.size: name for name, split in splits.items()}
     if len(sizes) > 1:
         raise BadInput(
@@ -59,7 +67,10 @@ def load_negatives(args, name: str) -> "CamelyonCrops | None":
     """All negative crops of a split of args.neg_path; None where there are none. BadInput as above."""
     if args.neg_path is None:
         raise BadInput("--neg_path is needed")
-    files = list_crops(args.neg_path, "neg_path")[name]
+    listed = {"neg_path": list_crops(args.neg_path, "neg_path")}
+    if getattr(args, "splits", None) is not None:
+        listed = read_splits(args.splits, listed)
+    files = listed["neg_path"][name]
     return CamelyonCrops(args.pos_path, [], args.neg_path, files, None) if files else None
 
 
@@ -86,6 +97,32 @@ def list_crops(folder: Path, flag: str) -> dict[str, list[str]]:
         raise BadInput(f"--{flag} {folder}: no {'positive' if positive else 'negative'} crops in it{other}")
     parts = {split: f"{part}/" if part else "" for split, part in SPLIT_FOLDERS.items()}
     return {split: [name for name in crops if name[: name.rfind("/") + 1] == part] for split, part in parts.items()}
+
+
+def read_splits(path: Path, listed: dict[str, dict[str, list[str]]]) -> dict[str, dict[str, list[str]]]:
+    """Flag -> split -> names, sorted, as a table of file,label,split divides what `list_crops` found for each flag.
+
+    Files are relative to --pos_path (label 1) or to --neg_path (label 0); a crop that the table does not name is in no
+    split. BadInput with the first row that is wrong: another split, a crop that is not there or was named before.
+    """
+    table = read_table(path, dtype=str)
+    missing = [name for name in ("file", "label", "split") if name not in table]
+    if missing or table.empty:
+        raise BadInput(f"--splits {path}: expected rows of file,label,split, found {len(table)} of {','.join(table)}")
+    flags = {"1": "pos_path", "0": "neg_path"}
+    left = {flag: {name for names in parts.values() for name in names} for flag, parts in listed.items()}
+    divided = {flag: {split: [] for split in SPLIT_FOLDERS} for flag in listed}
+    for line, (name, label, split) in enumerate(zip(table["file"], table["label"], table["split"], strict=True), 2):
+        if label not in flags or split not in SPLIT_FOLDERS:
+            expected = f"label 0 or 1 and split {', '.join(SPLIT_FOLDERS)}"
+            raise BadInput(f"--splits {path}, line {line}: found {name},{label},{split}, expected {expected}")
+        if flags[label] not in listed:
+            continue
+        if name not in left[flags[label]]:
+            raise BadInput(f"--splits {path}, line {line}: {name} is named twice or no crop of --{flags[label]}")
+        left[flags[label]].remove(name)
+        divided[flags[label]][split].append(name)
+    return {flag: {split: sorted(names) for split, names in parts.items()} for flag, parts in divided.items()}
 
 
 def _is_crop(name, positive):

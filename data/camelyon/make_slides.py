@@ -32,6 +32,8 @@ BACKGROUND, UNSCANNED = 243, 0
 CLUSTER = ((90, (-9, -9)), (60, (-9, 9)), (120, (9, -9)), (75, (9, 9)))  # lesions close together: area at BASE; x, y
 SETTINGS = "make_slides.json"
 SHAPING = ("seed", "width", "height", "annotated", "negative", "lesion_sets", "compression", "texture", "outlines")
+PIECE, STEP = 64, 48  # px of a piece of tissue, and from one to the next
+MOST_TISSUE = 4096  # px of a texture that is pieced together
 
 
 def parse_args(argv=None):
@@ -52,6 +54,11 @@ def parse_args(argv=None):
     parser.add_argument("--lesion_sets", type=cli.positive, default=1, help="sets of 15 lesions on an annotated slide")
     parser.add_argument("--compression", choices=["deflate", "jpeg"], default="jpeg", help="of the slides")
     parser.add_argument("--texture", type=Path, help="slide to take tissue from (default: scikit-image's picture)")
+    parser.add_argument(
+        "--own_tissue",
+        action="store_true",
+        help="piece a texture together for every slide; else all have the same, and their crops are near-duplicates",
+    )
     parser.add_argument("--outlines", type=Path, help="folder of ASAP XML to take lesions from (default: blobs)")
     cli.add_workers_flag(parser, 2, help="slides made at once, each in its own process")
     args = parser.parse_args(argv)
@@ -183,18 +190,32 @@ def make_textures(source: np.ndarray, centre: int, rng) -> list[np.ndarray]:
     return textures
 
 
-def texture_source(path: Path | None) -> np.ndarray:
-    """An RGB image (512, 512, 3) uint8 of tissue: scikit-image's, or the darkest square of a slide's level 0."""
+def texture_squares(path: Path | None) -> list[np.ndarray]:
+    """RGB images (512, 512, 3) uint8 of tissue, the darkest first: scikit-image's, or dark squares of a slide's level 0."""
     if path is None:
         from skimage.data import immunohistochemistry
 
-        return immunohistochemistry()
+        return [immunohistochemistry()]
     with Slide(path, 0) as slide:
         corners = [(y, x) for y in range(0, slide.shape[0] - 511, 256) for x in range(0, slide.shape[1] - 511, 256)]
         squares = [image for image, unscanned in (slide.read(*at, 512, 512) for at in corners) if not unscanned.any()]
     if not squares:
         raise BadInput(f"--texture {path}: holds no scanned square of 512 px")
-    return min(squares, key=lambda image: image[..., 1].mean())
+    return sorted(squares, key=lambda image: image[..., 1].mean())[: -(-len(squares) // 4)]  # the others show glass
+
+
+def piece_together(squares: list[np.ndarray], side: int, rng) -> np.ndarray:
+    """A texture (side, side, 3) uint8 of pieces from anywhere in the squares, mirrored at random and blended."""
+    sums, weights = np.zeros((side + PIECE, side + PIECE, 3)), np.zeros((side + PIECE, side + PIECE, 1))
+    ramp = np.minimum(np.arange(1, PIECE + 1), np.arange(PIECE, 0, -1)).clip(max=PIECE - STEP) / (PIECE - STEP)
+    window = (ramp[:, None] * ramp[None])[..., None]
+    for y in range(0, side, STEP):
+        for x in range(0, side, STEP):
+            (top, left), square = rng.integers(512 - PIECE, size=2), squares[rng.integers(len(squares))]
+            piece = square[top : top + PIECE, left : left + PIECE][:: rng.choice((1, -1)), :: rng.choice((1, -1))]
+            sums[y : y + PIECE, x : x + PIECE] += window * piece
+            weights[y : y + PIECE, x : x + PIECE] += window
+    return (sums / weights.clip(1e-9))[:side, :side].round().astype(np.uint8)
 
 
 def outline_shapes(folder: Path | None) -> list[np.ndarray]:
@@ -239,7 +260,7 @@ def write_xml(path: Path, outlines: list[np.ndarray], cut_outs: list[np.ndarray]
         file.write("\n".join([*lines, "</AnnotationGroups>", "</ASAP_Annotations>", ""]))
 
 
-def make_slide(name: str, lesions: dict[str, str], source: np.ndarray, shapes: list[np.ndarray], args) -> None:
+def make_slide(name: str, lesions: dict[str, str], squares: list[np.ndarray], shapes: list[np.ndarray], args) -> None:
     """Write one slide and, when it has lesions, its annotation and mask, but for what is there already."""
     layout = LAYOUTS[args.layout]
     centre, (slide, *others) = layout.centre_of(name), layout.files_of(name, lesions[name], args.out)
@@ -247,6 +268,7 @@ def make_slide(name: str, lesions: dict[str, str], source: np.ndarray, shapes: l
     shape = args.height >> BASE, args.width >> BASE
     areas = layout.areas(lesions[name], args.lesion_sets, shape)
     clusters = args.lesion_sets * (lesions[name] == "many")
+    source = piece_together(squares, min(2 * max(shape), MOST_TISSUE), rng) if args.own_tissue else squares[0]
     painting = paint(shape, areas, clusters, make_textures(source, centre, rng), shapes, rng, layout.hollow)
     size, quality = (args.height, args.width), {"level": 85 if args.compression == "jpeg" else 1}
     for path in itertools.filterfalse(os.path.lexists, [slide, *others]):
@@ -267,6 +289,7 @@ def open_tree(args, files: list[Path]) -> None:
     flags = {key: getattr(args, key) for key in SHAPING}
     flags |= {"layout": args.layout} if args.layout != "camelyon17" else {}  # as in trees of earlier versions
     settings = {key: str(value.resolve()) if isinstance(value, Path) else value for key, value in flags.items()}
+    settings |= {"own_tissue": True} if args.own_tissue else {}  # trees of earlier versions lack it
     if os.path.lexists(path):
         if read_json(path) != settings:
             raise BadInput(f"{path}: the slides in this folder were made with other flags; choose another --out")
@@ -280,13 +303,13 @@ def open_tree(args, files: list[Path]) -> None:
 
 def main(argv=None):
     args = parse_args(argv)
-    source, shapes = texture_source(args.texture), outline_shapes(args.outlines)
+    squares, shapes = texture_squares(args.texture), outline_shapes(args.outlines)
     layout = LAYOUTS[args.layout]
     lesions, labels = layout.slide_names(args.annotated, args.negative), args.out / layout.labels
     files = {name: layout.files_of(name, found, args.out) for name, found in lesions.items()}
     open_tree(args, [labels, *itertools.chain(*files.values())])
     todo = [name for name, paths in files.items() if not all(map(os.path.lexists, paths))]
-    task = partial(make_slide, lesions=lesions, source=source, shapes=shapes, args=args)
+    task = partial(make_slide, lesions=lesions, squares=squares, shapes=shapes, args=args)
     for _ in cli.progress(parallel.map_jobs(task, todo, args.workers), len(todo), "painting", "slides"):
         pass
     if not os.path.lexists(labels):

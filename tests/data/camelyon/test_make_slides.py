@@ -35,7 +35,7 @@ def test_a_slide_has_an_unscanned_corner_and_the_resolution_of_its_scanner(tmp_p
     args = make_slides.parse_args(["--out", str(tmp_path), "--width", "2048", "--height", "2048"])
     for part in ("training/center_3", "annotations", "masks"):
         (tmp_path / part).mkdir(parents=True)
-    make_slides.make_slide(name, {name: "many"}, make_slides.texture_source(None), [], args)
+    make_slides.make_slide(name, {name: "many"}, make_slides.texture_squares(None), [], args)
     with pyramid.Slide(tmp_path / "training" / "center_3" / f"{name}.tif", 3) as slide:
         image, unscanned = slide.read(0, 0, *slide.shape)
         assert slide.shape == (256, 256)
@@ -47,7 +47,7 @@ def test_a_slide_has_an_unscanned_corner_and_the_resolution_of_its_scanner(tmp_p
 
 def test_lesions_reach_from_a_handful_of_pixels_to_thousands():
     rng = np.random.default_rng(0)
-    textures = make_slides.make_textures(make_slides.texture_source(None), 0, rng)
+    textures = make_slides.make_textures(make_slides.texture_squares(None)[0], 0, rng)
     painting = make_slides.paint((768, 768), Camelyon17.set_areas, 1, textures, [], rng)
     areas = sorted(lesion.area for lesion in painting.lesions.lesions())
     assert areas[0] < 12 and areas[-1] > 2000 and len(areas) > 12

@@ -1,0 +1,76 @@
+"""A plain folder of pictures as a data set; it knows of no labels and no objects."""
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from common import pictures
+from common.files import open_input
+from data.photos import list_images, read_image
+
+FINGERPRINT_FILES = 16
+
+
+class PhotoFolder(Dataset):
+    """The pictures in and below a folder. Item: image (3, side, side) float32 in [0, 1], label -1 = not known.
+
+    The shorter side is scaled to `side`, then the centre is cut out.
+    """
+
+    in_channels = 3
+    outline, has_objects = pictures.EXAMPLE, False
+
+    def __init__(self, folder: Path, side: int):
+        self.folder, self.side = Path(folder), side
+        self.names = list_images(folder)
+        self.labels = np.full(len(self.names), -1, np.int64)
+
+    def __len__(self):
+        return len(self.names)
+
+    def __getitem__(self, i: int):
+        pixels = torch.from_numpy(read_image(self.folder / self.names[i]).copy())  # (H, W, 3) uint8
+        return centre_square(pixels.permute(2, 0, 1).float() / 255, self.side), -1
+
+    def object_mask(self, i: int):
+        """None: not known."""
+        return
+
+    def o2i(self, i: int):
+        """None: not known."""
+        return
+
+    def batches_on(self, device, batches):
+        """None: pictures are read from files."""
+        return
+
+    def file_side(self, i: int) -> int:
+        """The shorter side of picture i as it lies in its file, px."""
+        return min(read_image(self.folder / self.names[i]).shape[:2])
+
+    def fingerprint(self) -> str:
+        """Digest of names, file sizes, the side and some of the files' bytes, wherever the folder lies."""
+        paths = [self.folder / name for name in self.names]
+        digest = hashlib.sha256(f"{self.side}\n".encode() + "\n".join(self.names).encode())
+        digest.update(str([path.stat().st_size for path in paths]).encode())
+        for i in np.unique(np.linspace(0, len(self) - 1, FINGERPRINT_FILES).astype(int)):
+            with open_input(paths[i]) as file:
+                digest.update(file.read())
+        return digest.hexdigest()
+
+
+def centre_square(image: Tensor, side: int) -> Tensor:
+    """Scale the shorter side of (C, H, W) to `side` and cut out the centre: (C, side, side)."""
+    height, width = image.shape[1:]
+    if min(height, width) != side:
+        scale = side / min(height, width)
+        size = (max(side, round(height * scale)), max(side, round(width * scale)))
+        options = {"mode": "bilinear", "antialias": True, "align_corners": False}
+        image = F.interpolate(image[None], size, **options)[0].clamp(0, 1)
+    top, left = (image.shape[1] - side) // 2, (image.shape[2] - side) // 2
+    return image[:, top : top + side, left : left + side]
