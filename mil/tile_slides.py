@@ -10,7 +10,7 @@ lists the bags. A command that was interrupted goes on with the slide it was at.
 import functools
 import os
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -29,7 +29,7 @@ from mil import bag_list, folds, hnm_layout, tiles
 SUFFIXES = (".svs", ".tif", ".tiff", ".ndpi", ".mrxs", ".scn", ".vms", ".vmu", ".bif")
 BOOK = "tiles.json"  # in a bag's folder, once it is whole
 DECIDING = ("base_mag", "magnifications", "threshold", "tile_size", "quality", "objective", "min_lesion", "layout")
-FOLDS = 5  # of which three train, one validates and one tests, where no table says which bag is whose
+SHARES = {"train": 3, "val": 1, "test": 1}  # of the bags where no table says which is whose
 
 
 def parse_args(argv=None):
@@ -142,9 +142,8 @@ def shared_among_splits(jobs: list[Job], seed: int) -> list[Job]:
     """The jobs with a split each; where some have none, all are shared anew, each class alike."""
     if all(job.split for job in jobs):
         return jobs
-    fold = folds.make([job.label for job in jobs], FOLDS, seed)[0]
-    split_of = {i: split for split, indices in fold.items() for i in indices.tolist()}
-    return [Job(job.slide, job.bag, job.label, split_of[i], job.mask) for i, job in enumerate(jobs)]
+    splits = folds.share_out([job.label for job in jobs], SHARES, seed)
+    return [replace(job, split=split) for job, split in zip(jobs, splits, strict=True)]
 
 
 def hnm_job(job: Job) -> Job:
@@ -155,7 +154,7 @@ def hnm_job(job: Job) -> Job:
     if job.label == 1 and job.mask is None:
         raise BadInput(f"{job.slide}: no mask of it in --masks, from which --layout hnm takes the truth of tiles")
     name = f"testing/{job.slide.stem}" if job.split == "test" else f"training/{kind[job.label]}_{job.slide.stem}"
-    return Job(job.slide, name, job.label, job.split, job.mask)
+    return replace(job, bag=name)
 
 
 def tile_slide(job: Job, args) -> tuple[str, int]:
