@@ -29,7 +29,7 @@ from mil import tiles, tracker
 from mil.bags import Bags
 from mil.mining import Selection
 from mil.self_paced import INIT, Holder, Pace
-from mil.tiles import Joined, Thinned, TileBags
+from mil.tiles import Draws, Joined, Thinned, TileBags
 from models import dsmil, embedders, weights
 from models import encoder as encoders
 from models.encoder import Encoder
@@ -257,19 +257,6 @@ def reading(args) -> argparse.Namespace:
     return argparse.Namespace(batch_size=sum(batch_sizes(args)), workers=args.workers)
 
 
-class Draws:
-    """A batch sampler: gives the `batches`, each a list of tiles, that it was last given."""
-
-    def __init__(self):
-        self.batches = []
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-    def __iter__(self):
-        return iter(self.batches)
-
-
 def epoch_batches(chosen: Selection, epoch: int, args) -> list[list[int]]:
     """An epoch's batches: one walk through N_clean beside P_full and, after the warm-up, N and P, which cycle."""
     sizes = batch_sizes(args)
@@ -425,9 +412,9 @@ def validate(learner: Learner, pace: Pace, val: TileBags, epoch: int, run: RunFo
     learner.encoder.eval()
     positive = val.positive & (pace.scores["val"] > args.threshold)
     chosen = np.arange(len(val)) if args.validate_on_all_instance else np.flatnonzero(positive | ~val.positive)
-    draws = Draws()
     order = np.random.default_rng(args.seed).permutation(chosen)
-    draws.batches = [order[start : start + args.batch_size].tolist() for start in range(0, len(order), args.batch_size)]
+    starts = range(0, len(order), args.batch_size)
+    draws = Draws([order[start : start + args.batch_size].tolist() for start in starts])
     loader = loaders.batch_loader(val, args, learner.device, draws)
     total = 0.0
     for k, (pictures, bag_labels) in enumerate(processes.progress(loader, len(loader), "validating", "batch")):

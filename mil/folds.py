@@ -44,6 +44,24 @@ def make(labels: Sequence[int], k: int, seed: int, scheme: str = "cv") -> list[d
     return found
 
 
+def share_out(labels: Sequence[int], shares: dict[str, int], seed: int) -> list[str]:
+    """A split for each bag: each class in proportion to the shares, one bag of it or more in each split.
+
+    BadInput when a class has fewer bags than there are splits.
+    """
+    labels, found = np.asarray(labels), np.empty(len(labels), object)
+    rng, total = np.random.default_rng(seed), sum(shares.values())
+    for label in np.unique(labels):
+        bags = rng.permutation(np.flatnonzero(labels == label))
+        if len(bags) < len(shares):
+            raise BadInput(f"{len(bags)} bags of label {label}: too few to share among {', '.join(shares)}")
+        counts = [max(1, round(len(bags) * share / total)) for share in shares.values()]
+        counts[0] = len(bags) - sum(counts[1:])
+        for split, part in zip(shares, np.split(bags, np.cumsum(counts)[:-1]), strict=True):
+            found[part] = split
+    return found.tolist()
+
+
 def majority(votes: np.ndarray, scores: np.ndarray) -> np.ndarray:
     """What most models say of each bag; where they are even, the sign of their mean score decides.
 

@@ -10,10 +10,12 @@ from mil import rounds
 from mil.bags import UNKNOWN, Bags
 
 INSTANCES = ("bag", "y", "x", "score", "truth")  # columns of instances_{split}.csv
+PICTURED = "test"  # the split that gets a sheet, which takes longer than its scores
 PANELS_PER_ROW = 5
 LARGEST = 256  # px of a panel without an image
 DRAWS = 20  # of random cells, for localisation at chance
-TINT = 0.6  # opacity of an instance whose probability is 1
+TINT = 0.6  # opacity of the red over the highest instances
+BRIGHTEST = 99  # percentile of a split's instance probabilities that gets it; the median gets none
 OUTCOMES = {  # (label, prediction) -> row of the contact sheet
     (1, 1): "true positives",
     (0, 1): "false positives",
@@ -23,27 +25,29 @@ OUTCOMES = {  # (label, prediction) -> row of the contact sheet
 
 
 def write(logdir: Path, split: str, bags: Bags, found: rounds.Scores, threshold: float, images=None) -> dict:
-    """Write LOGDIR/scores/{split}.csv, .json, instances_{split}.csv, maps and contact sheet; returns the scores.
+    """Write LOGDIR/scores/{split}.csv, .json, instances_{split}.csv, maps and, of test, a sheet; returns the scores.
 
     Args:
         images: the bags as images (mil.tiles.CutTiles), where there are any.
     Returns: rounds.evaluate's scores and, where the objects are known, localization_ap and that of random cells.
     """
-    rows = [row_of(i, bags, found, images) for i in range(len(bags))]
+    known = bags.truth_known
+    rows = [row_of(i, bags, found, images, known) for i in range(len(bags))]
     by_size = scores.write(logdir, split, rows, threshold)
     write_instances(logdir / "scores" / f"instances_{split}.csv", bags, found.instances)
     folder = make_subfolder(logdir / "scores", split)
     for i, logits in enumerate(found.instances):
         write_npy(folder / f"map_{i}.npy", grid(logits, bags.corners[i]), sync=False)
-    sheet(folder / "contact_sheet.png", bags, found, threshold, images)
+    if split == PICTURED:
+        sheet(folder / "contact_sheet.png", bags, found, threshold, images)
     result = rounds.evaluate(bags, found, threshold) | {"localization_ap": by_size["localization_ap"]}
     if by_size["localization_ap"] is not None:
         result["localization_ap_chance"] = chance(rows, bags)
     return result
 
 
-def row_of(i: int, bags: Bags, found: rounds.Scores, images) -> dict:
-    """A bag's row of scores/{split}.csv; its highest instance is its detection.
+def row_of(i: int, bags: Bags, found: rounds.Scores, images, known: bool) -> dict:
+    """A bag's row of scores/{split}.csv; its highest instance is its detection, a hit where that is `known`.
 
     Of an image the detection hits where its tile holds any pixel of the object, else where its tile is a positive one.
     """
@@ -51,7 +55,6 @@ def row_of(i: int, bags: Bags, found: rounds.Scores, images) -> dict:
     mask = None if images is None else images.object_mask(i)
     row = {"img": i, "img_path": bags.names[i], "label": label, "score": float(found.bags[i])}
     row["o2i"] = None if mask is None else float(mask.mean())
-    known = bool(np.all(truth != UNKNOWN))
     row |= scores.cell_detection(logits, bags.corners[i], bags.tile, mask, label, known)
     if known and images is None:
         row["hit"] = int(truth[logits.argmax()] == 1)
@@ -94,26 +97,30 @@ def grid(values: np.ndarray, corners: np.ndarray) -> np.ndarray:
 
 
 def sheet(path: Path, bags: Bags, found: rounds.Scores, threshold: float, images) -> None:
-    """Write the first bags of each outcome, each instance red by its probability."""
+    """Write the first bags of each outcome, instances the redder the higher they score among all of the split."""
+    values = [probabilities(logits) for logits in found.instances]
+    low, high = np.percentile(np.concatenate(values), (50, BRIGHTEST))
+    weights = [((each - low) / max(high - low, 1e-9)).clip(0, 1) for each in values]
     predictions = (found.bags >= threshold).astype(int)
     panels = []
     for label, predicted in OUTCOMES:
         chosen = np.flatnonzero((bags.labels == label) & (predictions == predicted))[:PANELS_PER_ROW]
-        panels.append([panel(i, bags, found, images) for i in chosen.tolist()])
+        panels.append([panel(i, bags, weights[i], probabilities(found.bags)[i], images) for i in chosen.tolist()])
     pictures.contact_sheet(path, panels, list(OUTCOMES.values()))
 
 
-def panel(i: int, bags: Bags, found: rounds.Scores, images) -> pictures.Panel:
-    """A bag under its instances' probabilities: an image with its object outlined, or else the grid of its tiles."""
-    values, title = probabilities(found.instances[i]), f"bag {i}, p = {probabilities(found.bags[i : i + 1])[0]:.2f}"
+def panel(i: int, bags: Bags, weights: np.ndarray, probability: float, images) -> pictures.Panel:
+    """A bag under its instances' weights (n,): an image with its object outlined, or else the grid of its tiles."""
+    title = f"bag {i}, p = {probability:.2f}"
     if images is None:
-        cells = grid(values, bags.corners[i])
+        cells = grid(weights, bags.corners[i])
         side = max(1, LARGEST // max(cells.shape))
         cells = cells.repeat(side, 0).repeat(side, 1)
-        return pictures.Panel(tint(np.where(np.isnan(cells), 1.0, 0.0)[..., None], np.nan_to_num(cells) / TINT), title)
+        missing = np.isnan(cells)[..., None].astype(float)  # white
+        return pictures.Panel(tint(missing, np.nan_to_num(cells) / TINT), title)
     image = images.image(i).permute(1, 2, 0).numpy()  # (H, W, 1 or 3)
     weight = np.zeros(image.shape[:2])
-    for (y, x), value in zip(bags.corners[i], values, strict=True):
+    for (y, x), value in zip(bags.corners[i], weights, strict=True):
         area = weight[y : y + bags.tile, x : x + bags.tile]
         np.maximum(area, value, out=area)  # where tiles overlap
     return pictures.Panel(tint(image, weight), title, mask=images.object_mask(i), color=images.data.outline)

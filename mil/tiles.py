@@ -229,6 +229,19 @@ class Thinned(TileBags):
         return self.whole.digest()
 
 
+class Draws:
+    """A batch sampler of the `batches`, lists of tiles, that it was last given."""
+
+    def __init__(self, batches: Sequence[list[int]] = ()):
+        self.batches = batches
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self):
+        return iter(self.batches)
+
+
 def list_tiles(folder: Path, bag: str) -> list[str]:
     """Names of a bag's tiles. BadInput when there are none."""
     try:

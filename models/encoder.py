@@ -29,14 +29,15 @@ WIDTHS = (1.0, 0.5, 0.25, 0.125)
 RANDOM, IMAGENET = "random", "imagenet"
 
 
-def add_flags(parser, aliases: tuple[str, ...] = ()) -> None:
-    """Declare `--encoder_weights` (with a command's aliases of it), `--norm` and `--encoder_width`."""
+def add_flags(parser, default: str | None = None, aliases: tuple[str, ...] = ()) -> None:
+    """Declare `--encoder_weights` (with a command's aliases; needed without default), `--norm`, `--encoder_width`."""
     group = parser.add_argument_group("encoder")
     group.add_argument(
         *("--encoder_weights", *aliases),
         dest="encoder_weights",
         metavar="FILE|imagenet|random",
-        required=True,
+        default=default,
+        required=default is None,
         help="of MoCo, SimCLR, HNM-WSI or this software, told apart by their names; imagenet: torchvision's",
     )
     group.add_argument("--norm", choices=NORMS, help="normalisation (default: batch where the weights have it)")

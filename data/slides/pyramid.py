@@ -1,4 +1,4 @@
-"""Whole-slide images: files, pyramid levels, pixels. The only file that imports openslide.
+"""Whole-slide images: files, pyramid levels, pixels. Beside deepzoom.py alone to use openslide.
 
 A level-0 pixel is x0, y0; every array is indexed (y, x) in pixels of one level L, whose pixel (y, x) stands at the
 level-0 position (2**L * y, 2**L * x). OpenSlide is asked for round(downsample * y), which is the same but where the

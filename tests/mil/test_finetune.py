@@ -17,6 +17,7 @@ from mil import finetune, mining, pseudo_labels, rounds
 from mil.self_paced import Pace
 from models import encoder as encoders
 from tests.mil import folders
+from tests.mil.kills import Killed, kill_at
 
 ROOT = Path(__file__).parents[2]
 FAST = "--encoder_width 0.125 --encoder_weights random -b 8 --posi_query_ratio 0.25 --workers 0 --tile_batch 16"
@@ -69,23 +70,6 @@ def test_given_again_a_finished_run_does_nothing(whole, bags, capsys):
     finetune.main(flags(bags, whole))
     assert "complete after epoch 3" in capsys.readouterr().out
     assert {path: path.read_bytes() for path in whole.rglob("*") if path.is_file()} == before
-
-
-class Killed(BaseException):
-    """Nothing sees to the folder any more."""
-
-
-def kill_at(monkeypatch, owner, name, call):
-    """Die as a function is called for the n-th time."""
-    function, calls = getattr(owner, name), []
-
-    def killed(*args, **kwargs):
-        calls.append(1)
-        if len(calls) == call:
-            raise Killed
-        return function(*args, **kwargs)
-
-    monkeypatch.setattr(owner, name, killed)
 
 
 @pytest.mark.slow

@@ -49,3 +49,16 @@ def test_the_vote_is_of_every_bag_and_scores_decide_where_it_is_even():
     scores = np.array([[1.0, 0.5, -1, 0.5], [1.0, -0.2, -1, -0.9]])
     assert folds.majority(votes, scores).tolist() == [1, 1, 0, 0]
     assert folds.majority(np.array([[1, 0], [1, 0], [0, 1]]), np.zeros((3, 2))).tolist() == [1, 0]
+
+
+def test_bags_are_shared_out_in_proportion_and_each_split_has_each_class():
+    splits = np.array(folds.share_out(LABELS, {"train": 3, "val": 1, "test": 1}, seed=0))
+    counts = {split: np.bincount(LABELS[splits == split]).tolist() for split in ("train", "val", "test")}
+    assert counts == {"train": [19, 8], "val": [7, 2], "test": [7, 2]}
+    few = folds.share_out([0, 0, 1, 1, 0, 1, 0], {"train": 3, "val": 1, "test": 1}, seed=0)
+    assert all(
+        len({label for label, own in zip([0, 0, 1, 1, 0, 1, 0], few, strict=True) if own == split}) == 2
+        for split in counts
+    )
+    with pytest.raises(BadInput, match="1 bags of label 1: too few to share among train, val"):
+        folds.share_out([0, 0, 1], {"train": 4, "val": 1}, seed=0)

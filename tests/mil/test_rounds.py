@@ -194,9 +194,7 @@ def test_scores_do_not_depend_on_how_many_bags_are_scored_at_a_time(whole, monke
     )
 
 
-@pytest.mark.parametrize(
-    "flags", [["--aggregator", "mean"], ["--aggregator", "attention"], ["--ranking_loss", "-b", 2]]
-)
+@pytest.mark.parametrize("flags", ["--aggregator mean", "--aggregator attention", "--ranking_loss -b 2"])
 def test_every_kind_of_round_ends_in_finite_scores(tmp_path, flags):
     splits = digit_bags(12, 8, size=5)
     result = train(tmp_path, *flags.split(), splits=splits)
