@@ -23,7 +23,8 @@ from common.errors import BadInput
 from common.files import atomic_open, make_folder, make_subfolder, read_json, read_table, write_json
 from data import SPLITS
 from data.camelyon import slides
-from data.deepzoom import DeepZoom
+from data.slides import pyramid
+from data.slides.deepzoom import DeepZoom
 from mil import bag_list, folds, hnm_layout, tiles
 
 SUFFIXES = (".svs", ".tif", ".tiff", ".ndpi", ".mrxs", ".scn", ".vms", ".vmu", ".bif")
@@ -89,7 +90,7 @@ def find_jobs(args) -> list[Job]:
     if not args.slides.is_dir():
         raise BadInput(f"--slides {args.slides}: no such folder")
     found = sorted(path for path in args.slides.rglob("*") if path.suffix.lower() in SUFFIXES)
-    found = [path for path in found if not path.name.startswith(".") and not path.stem.endswith(slides.MASK_ENDING)]
+    found = [path for path in found if not path.name.startswith(".") and not path.stem.endswith(pyramid.MASK_ENDING)]
     if not found:
         raise BadInput(f"--slides {args.slides}: no slides in or below it ({', '.join(SUFFIXES)})")
     table = read_labels(args.label_path) if args.label_path else {}
@@ -114,7 +115,7 @@ def find_jobs(args) -> list[Job]:
 
 def mask_of(path: Path, args) -> Path | None:
     """The mask of a slide with lesions; None without --masks and for a slide that has none."""
-    mask = args.masks / f"{path.stem}{slides.MASK_ENDING}.tif" if args.masks else None
+    mask = args.masks / f"{path.stem}{pyramid.MASK_ENDING}.tif" if args.masks else None
     return mask if mask is not None and mask.exists() else None
 
 
@@ -226,7 +227,7 @@ def mask_truth(path: Path, level: int, args):
     fits = level
     while fits and not has_level(path, fits):
         fits -= 1
-    mask, side = slides.Slide(path, fits), args.tile_size * 2 ** (level - fits)
+    mask, side = pyramid.Slide(path, fits), args.tile_size * 2 ** (level - fits)
 
     def truth(column: int, row: int) -> int:
         pixels, _ = mask.read(row * side, column * side, side, side)
@@ -239,7 +240,7 @@ def mask_truth(path: Path, level: int, args):
 def has_level(path: Path, level: int) -> bool:
     """Whether a slide has a level of 2 ** level times fewer rows."""
     try:
-        with slides.Slide(path, level):
+        with pyramid.Slide(path, level):
             return True
     except BadInput:
         return False

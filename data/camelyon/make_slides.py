@@ -191,7 +191,7 @@ def make_textures(source: np.ndarray, centre: int, rng) -> list[np.ndarray]:
 
 
 def texture_squares(path: Path | None) -> list[np.ndarray]:
-    """RGB images (512, 512, 3) uint8 of tissue, the darkest first: scikit-image's, or dark squares of a slide's level 0."""
+    """RGB images (512, 512, 3) uint8 of tissue, the darkest first: scikit-image's, or squares of a slide's level 0."""
     if path is None:
         from skimage.data import immunohistochemistry
 

@@ -4,7 +4,7 @@ import math
 from pathlib import Path
 
 from common.errors import BadInput
-from data.camelyon.slides import check_pages
+from data.slides.pyramid import check_pages
 
 POWER = "openslide.objective-power"
 
