@@ -59,6 +59,8 @@ def _exact(block, gallery, best, found, device):
 
 
 def _tensor(values, device) -> Tensor:
-    """Values on the device; floats as float32."""
-    tensor = values if torch.is_tensor(values) else torch.from_numpy(np.ascontiguousarray(values))
+    """Values on the device; floats as float32. PyTorch warns of arrays that cannot be written to, as maps of files."""
+    if not torch.is_tensor(values):
+        values = np.require(values, requirements=["C", "W"])
+    tensor = torch.as_tensor(values)
     return tensor.to(device, torch.float32 if tensor.is_floating_point() else torch.int64)

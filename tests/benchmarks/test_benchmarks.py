@@ -13,6 +13,7 @@ import baseline
 import bench_evaluation
 import bench_input
 import bench_memory
+import bench_nearest
 import bench_training
 import measure
 
@@ -110,3 +111,12 @@ def test_memory_table_counts_less_when_activations_are_recomputed(capsys, monkey
     assert small.count("no room") == 2
     assert "beyond 32-bit indices" not in small
     assert "beyond 32-bit indices" in large
+
+
+def test_nearest_table_finds_the_same_neighbours(capsys):
+    bench_nearest.main(["--gallery", "20000", "--queries", "300", "--dim", "16", "--quick"])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("2,000 x 16, 30 queries")
+    ours, theirs = (line for line in lines[2:] if "not installed" not in line and "faiss" not in line)
+    assert ours.endswith("100.0000%") and theirs.endswith("100.0000%")
+    assert 0.05 < numbers(ours.split("|")[1])[2] < 4
