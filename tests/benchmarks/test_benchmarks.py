@@ -13,6 +13,7 @@ import baseline
 import bench_evaluation
 import bench_input
 import bench_memory
+import bench_mil
 import bench_training
 import measure
 
@@ -110,3 +111,9 @@ def test_memory_table_counts_less_when_activations_are_recomputed(capsys, monkey
     assert small.count("no room") == 2
     assert "beyond 32-bit indices" not in small
     assert "beyond 32-bit indices" in large
+
+
+def test_the_benchmark_of_bags_runs(capsys):
+    bench_mil.main(["--quick", "--device", "cpu"])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(",")[0].split(":")[0] for line in lines[1:]] == ["embedding"] * 2 + ["training"] * 3
