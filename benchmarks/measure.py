@@ -25,6 +25,11 @@ PIXELS = 32 * 128**2  # of a batch, but at most 32 images
 def add_flags(parser) -> None:
     """Declare `--mnist`, `--rounds` and `--device`."""
     parser.add_argument("-m", "--mnist", default=digits.default_source(), help="folder of MNIST files, or 'digits'")
+    add_turn_flags(parser)
+
+
+def add_turn_flags(parser) -> None:
+    """Declare `--rounds` and `--device`."""
     parser.add_argument("--rounds", type=cli.positive, default=5, help="turns of each version, after one to warm up")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
 

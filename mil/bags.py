@@ -1,6 +1,7 @@
 """Bags of instances: an image or a slide as its tiles, of which training knows the bag's label alone."""
 
 import hashlib
+import mmap
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,6 +11,7 @@ from common.errors import BadInput
 
 UNKNOWN = -1  # in `truth`
 FINITE_BLOCK = 2**24  # values whose finiteness is checked at a time
+LARGE = 2**24  # bytes of a bag that is let go of as soon as it was read
 SAMPLED = 8  # instances of each bag whose bytes enter the fingerprint
 
 
@@ -91,4 +93,12 @@ def check(bags: Bags, split: str) -> None:
 def is_finite(features: np.ndarray) -> bool:
     """Whether all of (n, d) are finite; without a mask as large as the array."""
     rows = max(1, FINITE_BLOCK // features.shape[1])
-    return all(np.isfinite(features[start : start + rows]).all() for start in range(0, len(features), rows))
+    finite = all(np.isfinite(features[start : start + rows]).all() for start in range(0, len(features), rows))
+    let_go(features)
+    return finite
+
+
+def let_go(features: np.ndarray) -> None:
+    """Take a large memory map that was read out of this process's memory; the system keeps it while it has room."""
+    if isinstance(features, np.memmap) and features.nbytes >= LARGE:
+        features._mmap.madvise(mmap.MADV_DONTNEED)

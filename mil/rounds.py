@@ -18,7 +18,7 @@ from common import checkpoint, cli, metrics, processes, runfolder
 from common.errors import BadInput
 from common.optimizers import Resumable
 from common.runfolder import RunFolder
-from mil.bags import Bags
+from mil.bags import Bags, let_go
 from models import dsmil
 
 EXTRACT = "epoch_extract.pth"  # the weights whose instance scores become pseudo labels
@@ -197,6 +197,8 @@ def gather(bags: Bags, chosen, device) -> tuple[Tensor, list[int]]:
     arrays = [bags.features[i] for i in chosen]
     features = np.empty((sum(map(len, arrays)), bags.dim), np.float32)
     np.concatenate(arrays, out=features, casting="same_kind")
+    for array in arrays:
+        let_go(array)
     return torch.from_numpy(features).to(device), list(map(len, arrays))
 
 

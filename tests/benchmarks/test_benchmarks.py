@@ -13,6 +13,7 @@ import baseline
 import bench_evaluation
 import bench_input
 import bench_memory
+import bench_mil
 import bench_nearest
 import bench_training
 import measure
@@ -120,3 +121,9 @@ def test_nearest_table_finds_the_same_neighbours(capsys):
     ours, theirs = (line for line in lines[2:] if "not installed" not in line and "faiss" not in line)
     assert ours.endswith("100.0000%") and theirs.endswith("100.0000%")
     assert 0.05 < numbers(ours.split("|")[1])[2] < 4
+
+
+def test_the_benchmark_of_bags_runs(capsys):
+    bench_mil.main(["--quick", "--device", "cpu"])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(",")[0].split(":")[0] for line in lines[1:]] == ["embedding"] * 2 + ["training"] * 3
