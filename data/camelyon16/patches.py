@@ -4,6 +4,7 @@ A patch is named after its place, `{slide}_{normal|tumor}_x_{row}_y_{col}_w_768_
 `records/SLIDE.json` in the same folder says that a slide is finished, which patches it gave and by which flags.
 """
 
+import re
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 
 from common.errors import BadInput
 from common.files import make_folder, make_subfolder, read_json, read_table, write_json
+from common.parallel import attempt_jobs
 from data.camelyon16 import steps
 from data.camelyon16.outlines import TUMOR
 from data.camelyon16.scan import COARSE, Scan, find_scans
@@ -20,6 +22,7 @@ from data.camelyon16.tissue import CELL, full_cells, tissue_mask
 from data.photos import read_image
 
 SIDE = CELL * 2**COARSE  # px of x40
+NAME = re.compile(r"(.+)_(?:normal|tumor)_x_\d+_y_\d+_w_\d+_h_\d+\.jpg")
 MOST = 50  # patches of a slide
 EXCLUDED = {  # slides of CAMELYON16
     **dict.fromkeys(["normal_027", "normal_045"], "tiny tissue"),
@@ -48,6 +51,12 @@ class Job:
 def patch_name(slide: str, kind: str, row: int, column: int) -> str:
     """The name of a patch, by the place of its corner, in pixels of x40."""
     return f"{slide}_{kind}_x_{row}_y_{column}_w_{SIDE}_h_{SIDE}.jpg"
+
+
+def slide_of(name: str) -> str | None:
+    """The slide of a patch by its name; None when it is not the name of a patch."""
+    match = NAME.fullmatch(name)
+    return match and match[1]
 
 
 def read_reference(path: Path) -> dict[str, str]:
@@ -93,7 +102,7 @@ def cut(jobs: list[Job], folder: Path, kind: str, split: str, args) -> list[str]
     """Cut the slides that are not finished. BadInput when the folder's patches were cut by other flags."""
     make_subfolder(make_folder(folder), "records")
     todo = [job for job in jobs if not _is_finished(job, args)]
-    notes, problems = steps.map_jobs(partial(cut_slide, seed=args.seed, border=args.border), todo, args, "slides")
+    notes, problems = attempt_jobs(partial(cut_slide, seed=args.seed, border=args.border), todo, args.workers, "slides")
     for note in sorted(filter(None, notes)):
         print(note)
     counts = [len(read_json(job.record)["patches"]) for job in jobs if job.record.exists()]
