@@ -109,6 +109,20 @@ def nonnegative_float(text: str) -> float:
     return value
 
 
+def yes_no(text: str) -> bool:
+    """Parse yes, no, true, false, 1 or 0 (an argparse type; see `add_yes_no`)."""
+    words = {"yes": True, "true": True, "1": True, "no": False, "false": False, "0": False}
+    if text.lower() not in words:
+        raise argparse.ArgumentTypeError(f"expected yes or no, got {text!r}")
+    return words[text.lower()]
+
+
+def add_yes_no(parser, flag: str, default: bool, help: str) -> argparse.Action:
+    """Declare a flag that takes yes or no, where the bare flag means yes; returns its action."""
+    word = "yes" if default else "no"  # which argparse parses, and shows in the help
+    return parser.add_argument(flag, type=yes_no, nargs="?", const=True, default=word, metavar="yes|no", help=help)
+
+
 def _bounded(text, low, wording):
     try:
         value = int(text)
@@ -129,23 +143,29 @@ def run(main) -> None:
     limits.allow_many_files()
     streams.outlast_readers()
     sys.stdout.reconfigure(errors="backslashreplace")  # a name that the terminal cannot show is no error
+    interrupted = True
     try:
         code = _exit_code(main)
+        interrupted = False
     except KeyboardInterrupt:
-        _leave(_complain("interrupted; the same command continues", 130))
+        code = _complain("interrupted; the same command continues", 130)
     except (signals.Terminated, Exception) as error:
         if not signals.terminating() and not isinstance(error, signals.Terminated):
             raise
-        _leave(_complain("terminated; the same command continues", 143))
+        code = _complain("terminated; the same command continues", 143)
     finally:
-        _end_children(others)
+        _kill_children(others)
+    if interrupted:  # at once: loaders torn down by the interpreter would complain about workers that ended too
+        print(end="", flush=True)
+        sys.stderr.flush()
+        os._exit(code)
     signal.signal(signal.SIGTERM, handler)
     sys.unraisablehook = hook
     sys.exit(code)
 
 
-def _end_children(others):
-    """End the loader processes that an error left; they act on SIGTERM late, and torch would report their end."""
+def _kill_children(others):
+    """End the processes that were started since; they act on SIGTERM late, and torch would report their end."""
     handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     for child in set(multiprocessing.active_children()).difference(others):
         child.kill()
@@ -186,15 +206,6 @@ def shortage(error: BaseException) -> str | None:
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether Python, the C library or a CUDA library ran out of memory, or a loader process was killed for it."""
     return shortage(error) == OUT_OF_MEMORY
-
-
-def _leave(code):
-    """End at once: loaders torn down by the interpreter would complain about workers that the signal ended too."""
-    for child in multiprocessing.active_children():
-        child.kill()
-    print(end="", flush=True)
-    sys.stderr.flush()
-    os._exit(code)
 
 
 def _complain(message, code):

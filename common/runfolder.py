@@ -26,6 +26,7 @@ import numpy as np
 import torch
 
 from common import checkpoint, cli, lock, processes, signals
+from common.claim import differences
 from common.errors import BadInput, WorkFailed
 from common.events import EventFile
 from common.files import check_target, write_csv, write_json
@@ -250,6 +251,11 @@ class RunFolder:
         self._begin_epoch()
         self._save()
 
+    def save(self) -> None:
+        """Save where the present epoch stands: before long work at its end, which a kill would make it repeat."""
+        self._read_sums()
+        self._save()
+
     def finish(self) -> None:
         """Mark the run complete after an epoch, before its last; the same command then does nothing."""
         self.complete = True
@@ -418,9 +424,6 @@ def _refuse_results(logdir: Path):
 
 
 def _refuse_difference(logdir, saved, wanted):
-    names = [name for name in {**saved, **wanted} if saved.get(name) != wanted.get(name)]
-    if names:
-        differences = ", ".join(
-            "other data" if name == "data" else f"{name} {saved.get(name)} (now {wanted.get(name)})" for name in names
-        )
-        raise BadInput(f"--logdir {logdir}: holds a run that differs in {differences}; choose another folder")
+    changed = differences(saved, wanted, dash="")
+    if changed:
+        raise BadInput(f"--logdir {logdir}: holds a run that differs in {changed}; choose another folder")

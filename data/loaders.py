@@ -28,6 +28,11 @@ def add_flags(parser, batch_size: int = 32) -> None:
     cli.neutral(
         parser.add_argument("-b", "--batch_size", type=cli.positive, default=batch_size, help="images per batch")
     )
+    add_reading_flags(parser)
+
+
+def add_reading_flags(parser) -> None:
+    """Declare `--workers` and `--verify`."""
     cli.add_workers_flag(parser, 4, help="processes that read or render images, 0 = none")
     cli.neutral(
         parser.add_argument(
@@ -234,7 +239,12 @@ def ordered_loader(
 
 
 def batch_loader(dataset: Dataset, args, device: torch.device, batches, n_loaders: int = 1) -> DataLoader:
-    """Batches of indices -> batches of images, which a GPU composes itself where the data set tells it how."""
+    """Batches of indices -> batches of images, which a GPU composes itself where the data set tells it how.
+
+    Args:
+        batches: a batch sampler, of whatever the data set takes for an index.
+        n_loaders: that keep worker processes beside each other.
+    """
     composed = dataset.batches_on(device, batches) if device.type == "cuda" else None
     if composed is not None:
         return composed

@@ -22,11 +22,11 @@ def select(table, view: View):
     return table
 
 
-def bars(table, view: View):
-    """Columns x, hue, height, sd, runs, fitted, hatched: the mean over the runs of a bar that fit the training data.
+def means(table, view: View):
+    """Columns x, hue, mean, sd, runs, fitted, hollow: the mean over the runs of a point that fit the training data.
 
-    Where none fits the bar is hatched: an accuracy is then the random one, anything else the mean of all runs
-    (epochs that did not suffice where it counts epochs).
+    Where none fits the point is hollow: an accuracy is then the random one, anything else the mean of all runs
+    (epochs that did not suffice where it counts epochs). Where runs are counted, the mean is their number.
     """
     import pandas as pd
 
@@ -35,15 +35,15 @@ def bars(table, view: View):
         fitted = rows[rows["fits"]]
         shown = rows if fitted.empty else fitted
         values = shown["epochs" if fitted.empty and view.metric == "epochs_to_fit" else view.metric]
-        height, sd = values.mean(), values.std(ddof=1) if len(values) > 1 else np.nan
+        mean, sd = values.mean(), values.std(ddof=1) if len(values) > 1 else np.nan
         if fitted.empty and view.metric.endswith("_acc"):
-            height = CHANCE
+            mean = CHANCE
         if view.kind == "count":
-            height = len(fitted)
+            mean = len(fitted)
         if view.kind == "count" or fitted.empty:
             sd = np.nan
-        bar = {"x": x, "hue": hue, "height": height, "sd": sd, "runs": len(rows), "fitted": len(fitted)}
-        found.append(bar | {"hatched": fitted.empty and view.kind != "count"})
+        point = {"x": x, "hue": hue, "mean": mean, "sd": sd, "runs": len(rows), "fitted": len(fitted)}
+        found.append(point | {"hollow": fitted.empty and view.kind != "count"})
     return pd.DataFrame(found)
 
 
@@ -73,7 +73,7 @@ def draw(figure: Figure, table, curves, path: Path) -> None:
     axes = np.ravel(canvas.subplots(rows, columns, squeeze=False))
     for axis, view in zip(axes, views, strict=False):
         source = curves if view.kind == "curves" else table
-        {"heat": draw_heat, "smallest": draw_smallest, "curves": draw_curves}.get(view.kind, draw_bars)(
+        {"heat": draw_heat, "smallest": draw_smallest, "curves": draw_curves}.get(view.kind, draw_points)(
             axis, select(source, view), view
         )
         made = (select(table, view)["data"] == "made").any()
@@ -114,39 +114,59 @@ def in_order(values) -> list:
 
 
 def colours(values) -> dict:
+    """Colours that the colour-blind tell apart; the two oranges of the palette lie far apart in it."""
     import seaborn as sns
 
-    return dict(zip(values, sns.color_palette("colorblind", len(values)), strict=True))
+    palette = sns.color_palette("colorblind")
+    ordered = [palette[i] for i in (0, 1, 2, 4, 7, 9, 8, 5, 6, 3)]
+    return dict(zip(values, ordered, strict=False))
 
 
-def draw_bars(axis, table, view: View) -> None:
-    """Grouped bars with standard deviations; hatched where no run fits, with "1/3" above where only some do."""
-    shown = bars(table, view)
+def draw_points(axis, table, view: View) -> None:
+    """Means with standard deviations between the single seeds; hollow ones did not fit the training data."""
+    shown = means(table, view)
     xs, hues = in_order(shown["x"]), in_order(shown["hue"])
     palette, width = colours(hues), 0.8 / len(hues)
-    for bar in shown.to_dict("records"):
-        colour = palette[bar["hue"]]
-        at = xs.index(bar["x"]) + (hues.index(bar["hue"]) - (len(hues) - 1) / 2) * width
-        style = {"hatch": "///", "facecolor": "white"} if bar["hatched"] else {"facecolor": colour}
-        style |= {"edgecolor": colour, "ecolor": "black", "capsize": 2, "yerr": bar["sd"]}
-        axis.bar(at, bar["height"], 0.9 * width, **style)
-        if 0 < bar["fitted"] < bar["runs"] and view.kind != "count":
-            top = at, bar["height"] + np.nan_to_num(bar["sd"])
-            text = {"ha": "center", "fontsize": 7, "textcoords": "offset points"}
-            axis.annotate(f"{bar['fitted']}/{bar['runs']}", top, (0, 2), **text)
+    runs = dict(list(table.groupby([view.x, view.hue or "data"])))
+    for point in shown.to_dict("records"):
+        at = xs.index(point["x"]) + (hues.index(point["hue"]) - (len(hues) - 1) / 2) * width
+        if view.kind == "count":
+            axis.bar(at, point["mean"], 0.9 * width, color=palette[point["hue"]])
+        else:
+            draw_seeds(axis, runs[point["x"], point["hue"]], view.metric, at, width, palette[point["hue"]])
+            draw_mean(axis, point, at, width, palette[point["hue"]])
     axis.set_xticks(range(len(xs)), [f"{x}" if isinstance(x, str) else f"{x:g}" for x in xs])
-    margin = max(0.5, 1.5 - 0.5 * len(xs))  # few bars are not to be wide
+    margin = max(0.5, 1.5 - 0.5 * len(xs))  # few points are not to lie far apart
     axis.set(xlabel=LABELS[view.x], ylabel=LABELS[view.metric], xlim=(-margin, len(xs) - 1 + margin))
     add_range(axis, view, shown)
-    if view.hue:
-        add_legend(axis, palette, view.hue, shown["hatched"].any())
+    hollow = view.kind != "count" and not table["fits"].all()
+    if view.hue or hollow:
+        add_legend(axis, palette if view.hue else {}, view.hue, hollow)
+
+
+def draw_seeds(axis, runs, metric: str, at: float, width: float, colour) -> None:
+    """A dot for each seed, side by side around `at`, hollow where the run does not fit."""
+    places = at + np.linspace(-0.3, 0.3, len(runs)) * width if len(runs) > 1 else [at]
+    faces = [colour if fits else "white" for fits in runs["fits"]]
+    axis.scatter(places, runs[metric], 22, color=faces, edgecolors=[colour], linewidths=1, alpha=0.8, zorder=3)
+
+
+def draw_mean(axis, point: dict, at: float, width: float, colour) -> None:
+    """A line at the mean, dashed where no run fits, with its standard deviation and "1/3" where only some runs fit."""
+    style = "--" if point["hollow"] else "-"
+    axis.hlines(point["mean"], at - 0.4 * width, at + 0.4 * width, color=colour, linestyle=style, linewidth=2)
+    axis.errorbar(at, point["mean"], np.nan_to_num(point["sd"]), color="black", capsize=2, linewidth=0.8, zorder=2)
+    if 0 < point["fitted"] < point["runs"]:
+        top = at, point["mean"] + np.nan_to_num(point["sd"])
+        text = {"ha": "center", "fontsize": 7, "textcoords": "offset points"}
+        axis.annotate(f"{point['fitted']}/{point['runs']}", top, (0, 6), **text)
 
 
 def add_range(axis, view: View, shown) -> None:
     """Accuracies from below chance, which is marked, to 1; whole numbers of runs; room for the legend on top."""
-    top = np.nanmax(shown["height"] + shown["sd"].fillna(0))
+    top = np.nanmax(shown["mean"] + shown["sd"].fillna(0))
     if view.metric.endswith("_acc"):
-        axis.set_ylim(0.4, 1.12 if view.hue else 1.02)
+        axis.set_ylim(0.4, 1.16 if view.hue else 1.02)
         axis.set_yticks(np.arange(0.4, 1.01, 0.1))
         axis.axhline(CHANCE, color="grey", linewidth=0.8, linestyle="--", zorder=0)
     elif view.kind == "count":
@@ -156,15 +176,16 @@ def add_range(axis, view: View, shown) -> None:
         axis.set_ylim(0, 1.25 * top or 1)
 
 
-def add_legend(axis, palette, hue, hatched) -> None:
-    """Colours of the bars, and what hatching means."""
-    from matplotlib.patches import Patch
+def add_legend(axis, palette: dict, hue: str | None, hollow: bool) -> None:
+    """Colours of the points, and what hollow ones mean."""
+    from matplotlib.lines import Line2D
 
-    patches = [Patch(color=colour, label=f"{value}") for value, colour in palette.items()]
-    if hatched:
-        patches.append(Patch(facecolor="white", edgecolor="grey", hatch="///", label="no run fits"))
-    style = {"fontsize": 7, "title_fontsize": 7, "loc": "upper center", "ncols": 3 if len(patches) > 5 else 5}
-    axis.legend(handles=patches, title=LABELS[hue], frameon=False, columnspacing=1, handlelength=1.2, **style)
+    dot = {"marker": "o", "linestyle": "", "markersize": 5}
+    entries = [Line2D([], [], color=colour, label=f"{value}", **dot) for value, colour in palette.items()]
+    if hollow:
+        entries.append(Line2D([], [], color="grey", markerfacecolor="white", label="does not fit", **dot))
+    style = {"fontsize": 7, "title_fontsize": 7, "loc": "upper center", "ncols": 3 if len(entries) > 5 else 5}
+    axis.legend(handles=entries, title=LABELS.get(hue), frameon=False, columnspacing=1, handlelength=1.2, **style)
 
 
 def draw_heat(axis, table, view: View) -> None:
@@ -199,9 +220,14 @@ def draw_smallest(axis, table, view: View) -> None:
 
 
 def draw_curves(axis, table, view: View) -> None:
-    """The metric over epochs: mean and standard deviation over seeds."""
+    """The metric's mean over seeds in every epoch; at the last one also its standard deviation."""
     import seaborn as sns
 
     palette = colours(in_order(table[view.hue]))
-    sns.lineplot(table, x="epoch", y=view.metric, hue=view.hue, errorbar="sd", palette=palette, ax=axis)
+    sns.lineplot(table, x="epoch", y=view.metric, hue=view.hue, errorbar=None, palette=palette, ax=axis)
+    last = table[table["epoch"] == table["epoch"].max()]
+    for i, (value, colour) in enumerate(palette.items()):
+        ends = last[last[view.hue] == value][view.metric]
+        at = table["epoch"].max() * (1.02 + 0.02 * i)
+        axis.errorbar(at, ends.mean(), ends.std(ddof=1), color=colour, capsize=2, marker="o", markersize=3)
     axis.set(xlabel=LABELS["epoch"], ylabel=LABELS[view.metric])

@@ -83,7 +83,7 @@ AXES = {  # flag -> how argparse reads it
 class View:
     """One panel: `metric` over `x`, a colour for each `hue`, of the results whose columns have the values of `where`.
 
-    kind: bars (mean and standard deviation over seeds), count (runs that fit), heat, smallest (set that reaches an
+    kind: points (seeds, mean and standard deviation), count (runs that fit), heat, smallest (set that reaches an
     accuracy of 70 and 85 %), curves (over epochs).
     """
 
@@ -91,7 +91,7 @@ class View:
     hue: str | None = None
     metric: str = "test_acc"
     x: str = "o2i"
-    kind: str = "bars"
+    kind: str = "points"
     where: tuple[tuple[str, object], ...] = (("data", "nmnist"),)
 
 

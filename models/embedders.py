@@ -10,13 +10,24 @@ from torch import Tensor, nn
 import models
 from common import checkpoint
 from common.errors import BadInput
+from models import encoder as encoders
 from models import needle
 from models import weights as pretrained
 from models.inception import InceptionResNetV2
 from models.pooling import generalized_mean_pool, mean_pool
 from models.vgg import VGG
 
-NAMES = ("pixels", "vgg16", "vgg19", "squeezenet", "resnet18", "resnet50", "bagnet", "inception_resnet_v2")
+NAMES = (
+    "pixels",
+    "vgg16",
+    "vgg19",
+    "squeezenet",
+    "resnet18",
+    "resnet50",
+    "bagnet",
+    "encoder",
+    "inception_resnet_v2",
+)
 POOLS = {"mean": mean_pool, "gem": generalized_mean_pool}
 PIXELS = 32  # side of the picture that `pixels` compares
 FLAT = 1e-2  # norm below which a picture shows nothing but rounding: half a grey level in a few pixels
@@ -46,7 +57,7 @@ def add_flags(
         dest="embedder_weights",
         metavar="imagenet|FILE|random",
         default="imagenet",
-        help="its weights; of bagnet FILE is the best_checkpoint.pth of a run",
+        help="its weights; of bagnet and encoder FILE is the best_checkpoint.pth of a run",
     )
     group.add_argument(
         "--weights_input",
@@ -69,6 +80,8 @@ def build(args, pool: str = "mean", taps: tuple[str, ...] = ("r43",)) -> "Embedd
         return Embedder(name, Pixels(), PIXELS * PIXELS, 1, {})
     if name == "bagnet":
         return _bagnet(source, pool)
+    if name == "encoder":
+        return _encoder(source, pool)
     weights = pretrained.fetch(name, source, input=args.weights_input)
     if name.startswith("vgg"):
         trunk = Joined(VGG(name, taps, weights))
@@ -162,6 +175,27 @@ def _resnet(name, weights):
     channels, whole.fc = whole.fc.in_features, nn.Identity()
     pretrained.load(whole, weights)
     return nn.Sequential(*list(whole.children())[:-2]), channels
+
+
+class Contrastive(nn.Module):
+    """The maps of an encoder that a contrastive loss trained."""
+
+    def __init__(self, encoder: encoders.Encoder):
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.encoder.maps(images)
+
+
+def _encoder(source, pool):
+    """The encoder that pretrain_simclr.py or finetune.py left."""
+    if source in ("imagenet", "random"):
+        raise BadInput("--embedder encoder: give --embedder_checkpoint, of a run of pretrain_simclr.py or finetune.py")
+    path = Path(source).expanduser()
+    encoder = encoders.load(path)
+    facts = {"weights": path.name, "weights_sha256": pretrained.sha256_of(path), "network": encoder.config.to_dict()}
+    return Embedder("encoder", Contrastive(encoder), encoder.dim, encoders.SMALLEST, facts, pool)
 
 
 def _bagnet(source, pool):

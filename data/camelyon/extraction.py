@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from common import cli, lock, manifest, parallel
+from common.claim import differences
 from common.errors import BadInput
 from common.files import (
     atomic_open,
@@ -168,9 +169,9 @@ def _check_settings(folder: Path, settings: dict) -> None:
     if before.keys() != settings.keys():
         what = "positive crops" if "low_roir" in before else "negative crops" if "k" in before else "another program"
         raise BadInput(f"{path}: is of {what}, not of this command; choose another --save_dir")
-    changed = [f"--{key} {before[key]} (now {new})" for key, new in settings.items() if before[key] != new]
+    changed = differences(before, settings)
     if changed and _holds_crops(folder):
-        raise BadInput(f"{folder}: was made with {', '.join(changed)}; choose another --save_dir")
+        raise BadInput(f"{folder}: was made with {changed}; choose another --save_dir")
 
 
 def _open_folder(folder, settings):

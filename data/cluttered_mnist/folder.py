@@ -23,6 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from common import cli, manifest, parallel
+from common.claim import differences
 from common.errors import BadInput
 from common.files import atomic_open, check_file, json_bytes, make_folder, npy_bytes, open_input, read_json, write_json
 from common.manifest import Manifest
@@ -48,10 +49,9 @@ def claim(out: Path, settings: dict) -> None:
         there = read_json(path)
         if there.get("generator") != settings["generator"]:
             raise BadInput(f"--out {out}: holds a data set of another kind ({there.get('generator')})")
-        names = [name for name in settings | there if settings.get(name) != there.get(name)]
-        if names:
-            found = ", ".join(f"--{name} {there.get(name)} (now {settings.get(name)})" for name in names)
-            raise BadInput(f"--out {out}: holds a data set with other settings: {found}")
+        changed = differences(there, settings)
+        if changed:
+            raise BadInput(f"--out {out}: was made with {changed}; choose another folder")
         if listed and listed.get(path.name) != manifest.file_checksums(path):
             raise BadInput(f"{out / manifest.NAME}: of other settings than {path.name}; choose another folder")
     else:

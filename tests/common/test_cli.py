@@ -189,3 +189,22 @@ def test_too_many_open_files_are_not_the_files_fault(capsys):
         cli.run(main)
     assert ended.value.code == 1
     assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("given", "value"),
+    [([], False), (["--flag"], True), (["--flag", "no"], False), (["--flag", "1"], True), (["--flag", "True"], True)],
+)
+def test_a_flag_of_yes_or_no_means_yes_when_bare(given, value):
+    parser = cli.ArgumentParser()
+    cli.add_yes_no(parser, "--flag", False, "a flag")
+    assert parser.parse_args(given).flag is value
+
+
+def test_a_flag_of_yes_or_no_takes_nothing_else(capsys):
+    parser = cli.ArgumentParser()
+    cli.add_yes_no(parser, "--flag", True, "a flag")
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--flag", "maybe"])
+    assert "expected yes or no, got 'maybe'" in capsys.readouterr().err
+    assert "(default: yes)" in parser.format_help()

@@ -46,3 +46,25 @@ def test_one_class_has_no_auc():
 def test_localization_ap_of_hand_computed_cases(hits, confidences, positives, expected):
     found = metrics.localization_ap(np.array(hits), np.array(confidences, float), positives)
     assert found == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("labels", "scores", "expected"),
+    [
+        ([0, 0, 1, 1], [1, 2, 4, 5], 3.0),
+        ([0, 1, 0, 1], [1, 2, 3, 4], 3.5),  # as good as 1.5, and higher
+        ([1, 1, 0, 0], [1, 2, 3, 4], 1.0),  # the wrong way round: everything is called positive
+        ([1, 0], [7, 7], 7.0),
+    ],
+)
+def test_the_youden_threshold_separates_best(labels, scores, expected):
+    assert metrics.youden_threshold(labels, np.array(scores, float)) == expected
+
+
+def test_one_class_has_no_threshold():
+    assert np.isnan(metrics.youden_threshold([1, 1], np.array([0.5, 1.0])))
+
+
+def test_a_score_on_the_threshold_predicts_one():
+    scores = metrics.at_threshold([1, 0, 1, 0], np.array([3.0, 3.0, 1.0, 1.0]), 3.0)
+    assert scores == {"acc": 0.5, "prec": 0.5, "recall": 0.5, "f1": 0.5}

@@ -147,3 +147,19 @@ def test_a_sum_that_is_not_finite_stops_the_run_with_its_name_and_step(tmp_path,
     with pytest.raises(WorkFailed, match="epoch 2, step 2: the generator is not finite; lower the rate in a new"):
         run(tmp_path)
     assert checkpoint.load(tmp_path / checkpoint.LATEST)["epoch"] == 1
+
+
+def test_what_was_saved_at_an_epochs_end_outlasts_a_kill_there(whole, tmp_path):
+    class Killed(Exception):
+        """Nothing sees to the folder any more."""
+
+    trio = Trio()
+    with pytest.raises(Killed), open_folder(tmp_path, trio) as folder:
+        for _ in folder.epochs(4):
+            for _ in folder.steps(range(STEPS)):
+                folder.count(trio.step())
+            folder.save()
+            raise Killed
+    assert checkpoint.load(tmp_path / checkpoint.LATEST)["progress"]["steps"] == STEPS
+    run(tmp_path)
+    assert content(tmp_path) == content(whole)

@@ -652,24 +652,30 @@ def test_made_slides_judge_no_claim():
 def panel(name, table, view=0):
     axis = Canvas().subplots()
     view = FIGURES[name].views[view]
-    {"heat": drawing.draw_heat, "smallest": drawing.draw_smallest}.get(view.kind, drawing.draw_bars)(
+    {"heat": drawing.draw_heat, "smallest": drawing.draw_smallest}.get(view.kind, drawing.draw_points)(
         axis, drawing.select(table, view), view
     )
     return axis
 
 
-def test_bars_are_means_over_runs_that_fit_and_hatched_where_none_does():
+def test_points_are_means_over_runs_that_fit_between_their_seeds_and_hollow_where_none_does():
     table = table_of("figure7", lambda p: {"test_acc": 0.9 if p.receptive_field > 9 else 0.7}, SMALL, spread=0.1)
     table.loc[table["receptive_field"] == 177, "fits"] = False
     table.loc[(table["receptive_field"] == 9) & (table["seed"] == 3), "fits"] = False
-    shown = drawing.bars(table, FIGURES["figure7"].views[0]).set_index(["x", "hue"])
-    assert shown.loc[("49", 33), "height"] == pytest.approx(0.9)
+    shown = drawing.means(table, FIGURES["figure7"].views[0]).set_index(["x", "hue"])
+    assert shown.loc[("49", 33), "mean"] == pytest.approx(0.9)
     assert shown.loc[("49", 33), "sd"] == pytest.approx(0.1)
-    assert shown.loc[("49", 9), ["height", "fitted", "runs"]].tolist() == pytest.approx([0.65, 2, 3])
-    assert shown.loc[("49", 177), ["height", "hatched"]].tolist() == [0.5, True]
+    assert shown.loc[("49", 9), ["mean", "fitted", "runs"]].tolist() == pytest.approx([0.65, 2, 3])
+    assert shown.loc[("49", 177), ["mean", "hollow"]].tolist() == [0.5, True]
     axis = panel("figure7", table)
-    heights = {round(patch.get_height(), 6): patch.get_hatch() for patch in axis.patches}
-    assert heights == {0.65: None, 0.9: None, 0.5: "///"}
+    lines = {
+        round(float(line.get_segments()[0][0][1]), 6) for line in axis.collections if hasattr(line, "get_segments")
+    }
+    assert {0.65, 0.9, 0.5} <= lines
+    dots = [dots for dots in axis.collections if not hasattr(dots, "get_segments")]
+    assert sorted(y for each in dots for _, y in each.get_offsets()) == pytest.approx(sorted(table["test_acc"]))
+    hollow = sum((each.get_facecolor()[:, :3] == 1).all(axis=1).sum() for each in dots)
+    assert hollow == (~table["fits"]).sum()
     assert [tick.get_text() for tick in axis.get_xticklabels()] == ["49"]
     assert (axis.get_xlabel(), axis.get_ylabel()) == ("object-to-image ratio (%)", "test accuracy")
 
@@ -677,11 +683,11 @@ def test_bars_are_means_over_runs_that_fit_and_hatched_where_none_does():
 def test_counts_and_epochs_of_figure_9():
     table = table_of("figure9", lambda p: {"fits": p.canvas < 200, "epochs_to_fit": 10 if p.canvas < 200 else None})
     epochs, count = (
-        drawing.bars(drawing.select(table, v), v).set_index(["x", "hue"]) for v in FIGURES["figure9"].views[:2]
+        drawing.means(drawing.select(table, v), v).set_index(["x", "hue"]) for v in FIGURES["figure9"].views[:2]
     )
-    assert epochs.loc[("19.1", "max"), ["height", "hatched"]].tolist() == [10, False]
-    assert epochs.loc[("1.2", "max"), ["height", "hatched"]].tolist() == [200, True]  # as many as were tried
-    assert (count.loc[("19.1", "max"), "height"], count.loc[("1.2", "max"), "height"]) == (3, 0)
+    assert epochs.loc[("19.1", "max"), ["mean", "hollow"]].tolist() == [10, False]
+    assert epochs.loc[("1.2", "max"), ["mean", "hollow"]].tolist() == [200, True]  # as many as were tried
+    assert (count.loc[("19.1", "max"), "mean"], count.loc[("1.2", "max"), "mean"]) == (3, 0)
 
 
 def test_heat_map_holds_means_of_the_runs_above_70_percent():

@@ -10,6 +10,7 @@ import torchvision
 from common import checkpoint
 from common.errors import BadInput
 from models import embedders, needle, weights
+from models.encoder import Config, Encoder
 from models.vgg import VGG, layers
 
 RANDOM = weights.Weights("random")
@@ -154,3 +155,15 @@ def test_small_images_and_weights_for_pixels_are_refused():
         embedders.build(flags("pixels", "random"))
     with pytest.raises(BadInput, match="--embedder_checkpoint"):
         embedders.build(flags("bagnet", "imagenet"))
+
+
+def test_an_encoder_embeds_as_its_own_forward_pass_does(tmp_path):
+    encoder = Encoder(Config(width=0.125))
+    content = {"state_dict": encoder.state_dict(), "config": encoder.config.to_dict()}
+    checkpoint.save(tmp_path / "model.pth", content)
+    embedder = embedders.build(flags("encoder", str(tmp_path / "model.pth")))
+    images = torch.rand(2, 1, 40, 40)
+    torch.testing.assert_close(embedder(images), encoder(images))
+    assert embedder.describe()["network"] == encoder.config.to_dict()
+    with pytest.raises(BadInput, match="--embedder encoder: give --embedder_checkpoint"):
+        embedders.build(flags("encoder"))

@@ -1,0 +1,502 @@
+"""Fine-tune an encoder by contrast on tiles that bag labels have made confident, and the bag classifier with it.
+
+mil/finetune.py --datatype mnist --data_path nmnist_128 --encoder_weights random --logdir runs/hnm
+
+Alternates between MIL rounds on frozen features, whose instance scores are pseudo labels, and epochs of supervised
+contrast between confident positive tiles and hard negative ones. Source: HNM-WSI (2410.02212), on ItS2CLR
+(2210.09452). LOGDIR/epoch_init and LOGDIR/epoch{e} are run folders of the rounds; e counts from 0, as HNM-WSI's.
+"""
+
+import argparse
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import common  # noqa: F401, I001 (before torch)
+import numpy as np
+import torch
+from torch import Tensor
+
+from common import checkpoint, cli, lock, processes, runfolder, signals
+from common.errors import BadInput
+from common.files import make_subfolder, read_json, write_json
+from common.runfolder import RunFolder
+from data import loaders
+from mil import augment, bags, contrastive, features, hnm_layout, mining, pseudo_labels, report, rounds, self_paced
+from mil import tiles, tracker
+from mil.bags import Bags
+from mil.mining import Selection
+from mil.self_paced import INIT, Holder, Pace
+from mil.tiles import Joined, Thinned, TileBags
+from models import dsmil, embedders, weights
+from models import encoder as encoders
+from models.encoder import Encoder
+
+EVAL_EVERY = 3  # epochs between validation losses
+INITIAL = "encoder_init.pth"
+SCORED = ("train", "val")  # splits whose tiles have pseudo labels
+ENCODER_BAGS = {"train": ("train",), "train+val": SCORED}
+SUMS = ("negative loss", "positive loss", "tiles", "tiles of positive steps")
+ROUND = ("val_auc", "val_f1", "val_instance_auc")  # what a row says of a MIL round
+COLUMNS = {
+    "epoch": None,
+    **{name: f"train/{name}" for name in ("negative_loss", "positive_loss")},
+    "val_loss": "eval/loss",
+    **{name: f"mil/{name}" for name in ROUND},
+    **{name: f"selection/{name}" for name in ("share", "negative_share", "p_full", "p", "n", "n_clean", "updated")},
+    "lr": "stats/lr",
+    "tiles_per_s": None,
+    "seconds": None,
+}
+BEST = ("val_loss", min)
+
+
+def parse_args(argv=None):
+    parser = cli.ArgumentParser(description=__doc__)
+    tiles.add_flags(parser)
+    encoders.add_flags(parser, aliases=("--pretrain_weight",))
+    add_flags(parser)
+    self_paced.add_flags(parser)
+    features.add_flags(parser)
+    rounds.add_flags(parser, ranking_loss=True)
+    tracker.add_flags(parser)
+    parser.add_argument(
+        "--seed", type=cli.natural, default=42, help="seed of weights, draws, views and choice of crops"
+    )
+    runfolder.add_flags(parser)
+    processes.add_flags(parser)
+    return parser.parse_args(argv)
+
+
+def add_flags(parser) -> None:
+    """Declare the flags of the contrastive epochs and of when MIL rounds are."""
+    group = parser.add_argument_group("fine-tuning")
+    add = group.add_argument
+    add("-e", "--epochs", type=cli.positive, default=20, help="epochs over the hard negatives")
+    add("-b", "--batch_size", type=cli.positive, default=128, help="tiles per step, in two views each")
+    add("--lr", type=cli.positive_float, default=0.01, help="rate of plain SGD, along a cosine after 10 epochs")
+    add("--weight_decay", type=cli.nonnegative_float, default=1e-4, help="weight decay")
+    add("--temperature", type=cli.positive_float, default=0.07, help="of the contrastive loss")
+    add("--posi_batch_ratio", type=tiles.share, default=0.2, help="share of positives where negatives attract")
+    add("--posi_query_ratio", type=tiles.share, default=0.05, help="share of positives where positives attract")
+    cli.add_yes_no(
+        group, "--loss_over_all_anchors", False, "divide losses as HNM-WSI does, by tiles without partners too"
+    )
+    add("--augment_transform", type=int, choices=augment.KINDS, default=0, help="0 SimCLR, 1 flip, grey, blur, 2 flip")
+    add("--encoder_bags", choices=ENCODER_BAGS, default="train", help="bags that the encoder learns from")
+    cli.add_yes_no(group, "--validate_on_all_instance", True, "validation loss of all tiles, or of the selected")
+    labels = add(
+        "--pseudo_label_path",
+        type=cli.path,
+        nargs="+",
+        help="initial scores of all train and val tiles, tables bag,y,x,score or HNM-WSI's pickle (default: those of "
+        "the first MIL round)",
+    )
+    cli.neutral(labels)  # their content is compared, not where it lies
+    add(
+        "--MIL_every_n_epochs",
+        type=cli.positive,
+        default=5,
+        help="epochs between MIL rounds; one follows the last epoch",
+    )
+    cli.add_yes_no(group, "--init_MIL_training", True, "a MIL round before the first epoch")
+    add(
+        "--witness_rate",
+        type=cli.positive_float,
+        help="below 1: keep that share of the negative tiles in positive training bags; above: of their positive tiles "
+        "keep 1/rate",
+    )
+    cli.neutral(cli.add_yes_no(group, "--keep_features", False, "keep the features of every MIL round"))
+
+
+def main(argv=None):
+    args = parse_args(argv)
+    check_flags(args)
+    log = tracker.Tracker(args.tracker, args.logdir.name)
+    device = processes.select(args.device, args.precision, args.deterministic)
+    if processes.world_size() > 1:
+        raise BadInput("mil/finetune.py runs in one process: start it without torchrun")
+    splits = tiles.load(args)
+    loaders.verify(args, *filter(None, (args.data_path, args.pos_path, args.neg_path)))
+    splits["train"] = with_witness_rate(splits["train"], args)
+    processes.seed_everything(args.seed)  # before the weights are drawn
+    encoder, loaded = encoders.build(args)
+    print(loaded, flush=True)
+    args.encoder_weights = loaded.sha256 or loaded.source  # wherever the file lies
+    with lock.held(args.logdir, "--logdir", ".mil.lock"):
+        pace = fit(encoder.to(device), splits, args, device, log)
+        report_best(pace, splits, args, device)
+
+
+def check_flags(args) -> None:
+    """BadInput, before hours of work, when flags cannot go together."""
+    rounds.check_flags(args)
+    for name, size in zip(("n_clean", "p_full", "n", "p"), batch_sizes(args), strict=True):
+        if size < 1:
+            ratio = "posi_batch_ratio" if name in ("n_clean", "p_full") else "posi_query_ratio"
+            raise BadInput(
+                f"--batch_size {args.batch_size}, --{ratio} {getattr(args, ratio):g}: leave no place for "
+                f"{'positives' if name.startswith('p') else 'negatives'} in a batch"
+            )
+    if not args.init_MIL_training and not args.pseudo_label_path:
+        raise BadInput("--init_MIL_training no: leaves no scores to begin with; give --pseudo_label_path")
+
+
+def batch_sizes(args) -> list[int]:
+    """Tiles of N_clean and P_full in a batch where negatives attract, of N and P where positives do."""
+    ratios = args.posi_batch_ratio, args.posi_query_ratio
+    return [int(args.batch_size * share) for ratio in ratios for share in (1 - ratio, ratio)]
+
+
+def with_witness_rate(train: TileBags, args) -> TileBags:
+    """The training bags, thinned where --witness_rate says so."""
+    if args.witness_rate in (None, 1):
+        return train
+    return Thinned(train, mining.thinned(train.flat_truth, train.bag_of, train.positive, args.witness_rate, args.seed))
+
+
+# --- the loop ---
+
+
+@dataclass
+class Learner:
+    """What a step works on and changes."""
+
+    encoder: Encoder
+    optimizer: torch.optim.Optimizer  # plain SGD, which has no state
+    scaler: torch.amp.GradScaler
+    device: torch.device
+    args: argparse.Namespace
+
+
+def fit(encoder: Encoder, splits: dict[str, TileBags], args, device, log: tracker.Tracker) -> Pace:
+    """All epochs and MIL rounds in args.logdir, continuing what is there; returns where they ended."""
+    data = Joined([splits[name] for name in ENCODER_BAGS[args.encoder_bags]])
+    optimizer = torch.optim.SGD(encoder.parameters(), args.lr, weight_decay=args.weight_decay)
+    scaler = torch.amp.GradScaler(device.type, enabled=args.precision == "fp16")
+    learner = Learner(encoder, optimizer, scaler, device, args)
+    holder = Holder(first_pace(encoder, splits, args, device))
+    draws = Draws()
+    loader = loaders.batch_loader(data, reading(args), device, draws)
+    with open_folder(learner, holder, data, splits, args) as run:
+        for epoch in run.epochs(args.epochs):
+            lr = set_learning_rate(optimizer, contrastive.cosine_rate(args.lr, epoch, args.epochs))
+            chosen = holder.pace.selection(data, ENCODER_BAGS[args.encoder_bags], epoch, args)
+            draws.batches = epoch_batches(chosen, epoch, args)[run.done :]
+            encoder.train()
+            for pictures, labels in run.steps(loader):
+                run.count(step(learner, pictures, labels, positives_too=epoch >= args.warmup))
+            run.save()
+            row = {"lr": lr, "tiles_per_s": run.sums["tiles"] / run.seconds, **mean_losses(run.sums)}
+            sizes = {name: len(getattr(chosen, name)) for name in ("p_full", "p", "n", "n_clean")}
+            pace, found = end_of_epoch(learner, holder.pace, splits, epoch)
+            row |= sizes | found | {"val_loss": validate(learner, pace, splits["val"], epoch, run)}
+            if run.is_best(row):
+                save_encoder(args.logdir / "model.pth", learner)
+            signals.defer()  # the pace and the epoch change together
+            holder.pace = pace
+            run.end_epoch(row)
+            log.log(run.history[-1])
+            drop_features(pace, args)
+            say_epoch(run, args)
+    return holder.pace
+
+
+def first_pace(encoder, splits, args, device) -> Pace:
+    """The scores to begin with, of files or of a MIL round; a run that goes on has them in its checkpoint."""
+    scores = {name: np.zeros(len(splits[name])) for name in SCORED}
+    pace = Pace(scores, args.ro, args.ro_neg)
+    if args.pseudo_label_path:
+        pace = Pace(read_scores(splits, args), args.ro, args.ro_neg)
+    if not args.init_MIL_training or any((args.logdir / n).exists() for n in (checkpoint.LATEST, checkpoint.PREVIOUS)):
+        return pace
+    path = make_subfolder(args.logdir.parent, args.logdir.name) / INITIAL
+    if not path.exists():
+        save_encoder(path, Learner(encoder, None, None, device, args))
+    found, scores = mil_round(INIT, splits, args, device)
+    first = pace.after_round(found, scores, args)
+    return Pace(
+        pace.scores if args.pseudo_label_path else scores, args.ro, args.ro_neg, False, first.best_f1, first.rounds
+    )
+
+
+def read_scores(splits, args) -> dict[str, np.ndarray]:
+    """Initial scores of all training and validation tiles, from the files of --pseudo_label_path."""
+    found, names = {}, {name for split in splits.values() for name in split.names}
+    for path in args.pseudo_label_path:
+        found |= pseudo_labels.read(path)
+    path = args.pseudo_label_path[-1]
+    return {name: pseudo_labels.align(found, splits[name], path, names) for name in SCORED}
+
+
+def open_folder(learner: Learner, holder: Holder, data: TileBags, splits, args) -> RunFolder:
+    """The run's folder, to be continued by the same settings, bags and first scores."""
+    fingerprint = " ".join(split.fingerprint() for split in splits.values())
+    if args.pseudo_label_path:
+        fingerprint += " " + " ".join(map(weights.sha256_of, args.pseudo_label_path))
+    config = learner.encoder.config.to_dict()
+    return RunFolder(
+        args,
+        runfolder.settings_that_matter(args) | {"data": fingerprint},
+        {"state_dict": learner.encoder, "scaler": learner.scaler, "pace": holder},
+        COLUMNS,
+        SUMS,
+        BEST,
+        steps_per_epoch=max(1, len(data) // batch_sizes(args)[0]),  # at most: what is selected varies
+        scalars=mean_losses,
+        facts={"config": config},
+        config=runfolder.describe_run(args, learner.device, model=config, data=fingerprint),
+        advice="lower --lr",
+    )
+
+
+def reading(args) -> argparse.Namespace:
+    """Of a loader whose batches hold the tiles of both losses."""
+    return argparse.Namespace(batch_size=sum(batch_sizes(args)), workers=args.workers)
+
+
+class Draws:
+    """A batch sampler: gives the `batches`, each a list of tiles, that it was last given."""
+
+    def __init__(self):
+        self.batches = []
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self):
+        return iter(self.batches)
+
+
+def epoch_batches(chosen: Selection, epoch: int, args) -> list[list[int]]:
+    """An epoch's batches: one walk through N_clean beside P_full and, after the warm-up, N and P, which cycle."""
+    sizes = batch_sizes(args)
+    steps = max(1, len(chosen.n_clean) // sizes[0])
+    sets = (chosen.n_clean, chosen.p_full, chosen.n, chosen.p)[: 4 if epoch >= args.warmup else 2]
+    parts = [
+        mining.epoch_batches(each, size, steps, (args.seed, epoch, k))
+        for k, (each, size) in enumerate(zip(sets, sizes, strict=False))
+    ]
+    return np.concatenate(parts, axis=1).tolist()
+
+
+def set_learning_rate(optimizer, lr: float) -> float:
+    """Set and return the rate."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+    return lr
+
+
+def step(learner: Learner, pictures: Tensor, bag_labels: Tensor, positives_too: bool) -> Tensor:
+    """One SGD step in which negatives attract each other, and after the warm-up one in which positives do.
+
+    Args:
+        pictures: tiles of N_clean and P_full, then of N and P, as `epoch_batches` lays them out; bag_labels: theirs.
+    Returns: (4,) float64 on the device, as SUMS says.
+    """
+    sizes = batch_sizes(learner.args)
+    half = sum(sizes[:2])
+    generator = torch.Generator().manual_seed(int(torch.randint(2**62, ())))  # of the run's step
+    found = [contrast(learner, pictures[:half], bag_labels[:half], sizes[0], 2, generator)]
+    if positives_too:
+        found.append(contrast(learner, pictures[half:], bag_labels[half:], sizes[2], 1, generator))
+    sums = torch.zeros(len(SUMS), dtype=torch.float64, device=learner.device)
+    for k, (loss, n) in enumerate(found):
+        sums[k], sums[k + 2] = loss.double() * n, n
+    return sums
+
+
+def contrast(learner, pictures, bag_labels, n_negatives, mode, generator) -> tuple[Tensor, int]:
+    """One SGD step on two views of tiles, the negative ones first; returns loss and number of tiles."""
+    labels = (torch.arange(len(pictures)) >= n_negatives).long()
+    loss = view_loss(learner, pictures, labels, bag_labels, mode, generator)
+    learner.optimizer.zero_grad(set_to_none=True)
+    learner.scaler.scale(loss).backward()
+    learner.scaler.step(learner.optimizer)
+    learner.scaler.update()
+    return loss.detach(), len(pictures)
+
+
+def view_loss(learner: Learner, pictures: Tensor, labels: Tensor, bag_labels: Tensor, mode: int, generator) -> Tensor:
+    """SupCon of two views of tiles (M, C, s, s) with labels (M,) of their own and of their bags."""
+    args, device = learner.args, learner.device
+    pictures = features.resize(pictures.to(device, non_blocking=True), args.tile_resize)
+    views = augment.views(pictures, args.augment_transform, generator)  # (2, M, 3, s, s)
+    uncertain = ((bag_labels == 1) & (labels == 0)).to(device) if args.mask_uncertain_neg else None
+    with processes.autocast(device, args.precision):
+        z = learner.encoder.project(views.flatten(0, 1)).unflatten(0, views.shape[:2])
+    return contrastive.supcon(z, labels.to(device), mode, uncertain, args.temperature, args.loss_over_all_anchors)
+
+
+def mean_losses(sums: dict[str, float]) -> dict[str, float]:
+    """Both losses as means over the tiles that had them, NaN without."""
+    pairs = (("negative_loss", "negative loss", "tiles"), ("positive_loss", "positive loss", "tiles of positive steps"))
+    return {name: sums[total] / sums[count] if sums[count] else float("nan") for name, total, count in pairs}
+
+
+# --- the end of an epoch ---
+
+
+def end_of_epoch(learner: Learner, pace: Pace, splits, epoch: int) -> tuple[Pace, dict]:
+    """Save the encoder, let the shares grow, take a MIL round where one is due; the new pace, and a row of it."""
+    args = learner.args
+    path = args.logdir / f"epoch{epoch}model.pth"
+    if not path.exists():  # else a kill in the round below has left it
+        save_encoder(path, learner)
+    pace, found = pace.grown(epoch, args), dict.fromkeys(ROUND, float("nan"))
+    if is_round(epoch, args):
+        result, scores = mil_round(epoch, splits, args, learner.device)
+        pace = pace.after_round(result, scores, args)
+        found |= {name: result[name] for name in ROUND}
+    return pace, found | {"share": pace.share, "negative_share": pace.negative_share, "updated": float(pace.updated)}
+
+
+def is_round(epoch: int, args) -> bool:
+    """Whether a MIL round ends an epoch, from 0; one ends the last, which no other would report."""
+    return epoch == args.epochs - 1 or (epoch >= 1 and epoch % args.MIL_every_n_epochs == 0)
+
+
+def save_encoder(path: Path, learner: Learner) -> None:
+    """Write the encoder as HNM-WSI does, {net, optimizer}, with its config."""
+    optimizer = learner.optimizer.state_dict() if learner.optimizer else {}
+    content = {"net": learner.encoder.state_dict(), "optimizer": optimizer}
+    checkpoint.save(path, content | {"config": learner.encoder.config.to_dict()})
+
+
+def round_name(epoch: int) -> str:
+    """The folder of a MIL round."""
+    return "epoch_init" if epoch == INIT else f"epoch{epoch}"
+
+
+def encoder_path(epoch: int, args) -> Path:
+    """The encoder whose features a MIL round has."""
+    return args.logdir / (INITIAL if epoch == INIT else f"epoch{epoch}model.pth")
+
+
+def mil_round(epoch: int, splits, args, device) -> tuple[dict, dict[str, np.ndarray]]:
+    """Features of train and val with an epoch's encoder, a bag classifier on them, the scores of their tiles.
+
+    Returns: numbers of the round, and split -> (T,) float64 probabilities. A round that was killed goes on.
+    """
+    folder = make_subfolder(args.logdir, round_name(epoch))
+    found = embed({name: splits[name] for name in SCORED}, epoch, folder / "features", args, device)
+    for name in SCORED:
+        bags.check(found[name], name)
+    result = rounds.train(found, args, folder, device)
+    scores = {
+        name: report.probabilities(np.concatenate(predicted(result.extracted, found[name], device))) for name in SCORED
+    }
+    write_pickle(
+        folder / "ins_pseudo_label_train.p", [splits[name] for name in SCORED], [scores[name] for name in SCORED]
+    )
+    numbers = {"epoch": epoch, "val_auc": result.best["eval_auc"], "val_f1": result.f1, "threshold": result.threshold}
+    return numbers | {"val_instance_auc": result.best.get("eval_instance_auc", float("nan"))}, scores
+
+
+def embed(splits, epoch: int, folder: Path, args, device) -> dict[str, Bags]:
+    """The bags with features of an epoch's encoder; before all epochs, with HNM-WSI's files of them where they lie."""
+    ready = {name: folder.parent / f"{name}_embeddings_epoch_0000.p" for name in splits}
+    if epoch == INIT and all(path.exists() for path in ready.values()):
+        return {name: hnm_layout.read_embeddings(ready[name], split) for name, split in splits.items()}
+    chosen = argparse.Namespace(embedder="encoder", embedder_weights=str(encoder_path(epoch, args)), weights_input=None)
+    return features.extract_splits(splits, embedders.build(chosen), folder, args, device)
+
+
+def predicted(model, found: Bags, device) -> list[np.ndarray]:
+    """Instance logits (n,) of every bag."""
+    return rounds.predict(model, found, device).instances
+
+
+def write_pickle(path: Path, splits: list[TileBags], scores: list[np.ndarray]) -> None:
+    """Write the scores (T,) of splits in HNM-WSI's form."""
+    joined = Joined(splits)
+    by_bag = np.split(np.concatenate(scores), joined.ends[:-1])
+    pseudo_labels.write_pickle(path, joined.names, joined.corners, joined.truth, by_bag)
+
+
+@torch.inference_mode()
+def validate(learner: Learner, pace: Pace, val: TileBags, epoch: int, run: RunFolder) -> float:
+    """The loss of validation tiles by which negatives attract, of the same views each time; every third epoch anew."""
+    args = learner.args
+    if epoch % EVAL_EVERY:
+        return run.history[-1]["val_loss"]
+    learner.encoder.eval()
+    positive = val.positive & (pace.scores["val"] > args.threshold)
+    chosen = np.arange(len(val)) if args.validate_on_all_instance else np.flatnonzero(positive | ~val.positive)
+    draws = Draws()
+    order = np.random.default_rng(args.seed).permutation(chosen)
+    draws.batches = [order[start : start + args.batch_size].tolist() for start in range(0, len(order), args.batch_size)]
+    loader = loaders.batch_loader(val, args, learner.device, draws)
+    total = 0.0
+    for k, (pictures, bag_labels) in enumerate(processes.progress(loader, len(loader), "validating", "batch")):
+        labels, generator = torch.from_numpy(positive[draws.batches[k]]).long(), torch.Generator().manual_seed(k)
+        total += float(view_loss(learner, pictures, labels, bag_labels, 2, generator)) * len(labels)
+    return total / len(order)
+
+
+def drop_features(pace: Pace, args) -> None:
+    """Remove the features of rounds whose scores are saved; on a large data set they fill a disk."""
+    if args.keep_features:
+        return
+    for found in pace.rounds:
+        folder = args.logdir / round_name(found["epoch"]) / "features"
+        for split in SCORED:
+            (folder / f"{split}.npy").unlink(missing_ok=True)
+
+
+def say_epoch(run: RunFolder, args) -> None:
+    """Print what an epoch has come to."""
+    row = run.history[-1]
+    text = f"epoch {row['epoch']}/{args.epochs}: loss {row['negative_loss']:.3f}, validation {row['val_loss']:.3f}"
+    if np.isfinite(row["val_auc"]):
+        text += f"; MIL round: validation AUC {row['val_auc']:.3f}, F1 {row['val_f1']:.3f}"
+    print(text, flush=True)
+
+
+# --- the report ---
+
+
+def report_best(pace: Pace, splits, args, device) -> None:
+    """Score the test bags, once, by the round that did best on validation bags."""
+    path = args.logdir / "mil.json"
+    if not path.exists():
+        best = pace.best_round()
+        folder = args.logdir / round_name(best["epoch"])
+        names = ("val", "test")
+        found = embed({name: splits[name] for name in names}, best["epoch"], args.logdir / "features", args, device)
+        model, extracted = (load_round(folder / name, device) for name in (checkpoint.BEST, rounds.EXTRACT))
+        summary = {}
+        for name in names:
+            images = None if args.datatype == "tiles" else splits[name]
+            scores = rounds.predict(model, found[name], device)
+            summary[name] = report.write(args.logdir, name, found[name], scores, best["threshold"], images)
+        scores = report.probabilities(np.concatenate(predicted(extracted, found["test"], device)))
+        write_pickle(args.logdir / "ins_pseudo_label_test.p", [splits["test"]], [scores])
+        write_json(path, {"round": best, "rounds": list(pace.rounds), **summary})
+    say(read_json(path), args.logdir)
+
+
+def load_round(path: Path, device):
+    """The bag classifier in a round's checkpoint."""
+    content = checkpoint.load(path)
+    with checkpoint.errors_name(path):
+        model = dsmil.build(content["config"])
+        checkpoint.load_weights(model, content["state_dict"], path)
+    return model.to(device).eval()
+
+
+def say(found: dict, logdir: Path) -> None:
+    """Print the test scores of the best round."""
+    test, epoch = found["test"], found["round"]["epoch"]
+    name = "before the first epoch" if epoch == INIT else f"after epoch {epoch + 1}"
+    print(f"best MIL round on validation bags: {name}, AUC {found['round']['val_auc']:.3f}")
+    print(f"test AUC {test['auc']:.3f}, accuracy {test['acc']:.3f}, F1 {test['f1']:.3f} at the validation threshold")
+    if test.get("instance_auc") is not None:
+        print(f"instances: test AUC {test['instance_auc']:.3f}, average precision {test['instance_ap']:.3f}")
+    print(f"scores and maps in {logdir / 'scores'}, encoders and rounds in {logdir}")
+
+
+if __name__ == "__main__":
+    cli.run(main)

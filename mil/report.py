@@ -1,0 +1,125 @@
+"""What a trained bag classifier leaves of a split: scores.csv, maps, instance scores, a sheet of pictures."""
+
+from pathlib import Path
+
+import numpy as np
+
+from common import metrics, pictures, scores
+from common.files import make_subfolder, write_csv, write_npy
+from mil import rounds
+from mil.bags import UNKNOWN, Bags
+
+INSTANCES = ("bag", "y", "x", "score", "truth")  # columns of instances_{split}.csv
+PANELS_PER_ROW = 5
+LARGEST = 256  # px of a panel without an image
+DRAWS = 20  # of random cells, for localisation at chance
+TINT = 0.6  # opacity of an instance whose probability is 1
+OUTCOMES = {  # (label, prediction) -> row of the contact sheet
+    (1, 1): "true positives",
+    (0, 1): "false positives",
+    (1, 0): "false negatives",
+    (0, 0): "true negatives",
+}
+
+
+def write(logdir: Path, split: str, bags: Bags, found: rounds.Scores, threshold: float, images=None) -> dict:
+    """Write LOGDIR/scores/{split}.csv, .json, instances_{split}.csv, maps and contact sheet; returns the scores.
+
+    Args:
+        images: the bags as images (mil.tiles.CutTiles), where there are any.
+    Returns: rounds.evaluate's scores and, where the objects are known, localization_ap and that of random cells.
+    """
+    rows = [row_of(i, bags, found, images) for i in range(len(bags))]
+    by_size = scores.write(logdir, split, rows, threshold)
+    write_instances(logdir / "scores" / f"instances_{split}.csv", bags, found.instances)
+    folder = make_subfolder(logdir / "scores", split)
+    for i, logits in enumerate(found.instances):
+        write_npy(folder / f"map_{i}.npy", grid(logits, bags.corners[i]), sync=False)
+    sheet(folder / "contact_sheet.png", bags, found, threshold, images)
+    result = rounds.evaluate(bags, found, threshold) | {"localization_ap": by_size["localization_ap"]}
+    if by_size["localization_ap"] is not None:
+        result["localization_ap_chance"] = chance(rows, bags)
+    return result
+
+
+def row_of(i: int, bags: Bags, found: rounds.Scores, images) -> dict:
+    """A bag's row of scores/{split}.csv; its highest instance is its detection.
+
+    Of an image the detection hits where its tile holds any pixel of the object, else where its tile is a positive one.
+    """
+    label, logits, truth = int(bags.labels[i]), found.instances[i], bags.truth[i]
+    mask = None if images is None else images.object_mask(i)
+    row = {"img": i, "img_path": bags.names[i], "label": label, "score": float(found.bags[i])}
+    row["o2i"] = None if mask is None else float(mask.mean())
+    known = bool(np.all(truth != UNKNOWN))
+    row |= scores.cell_detection(logits, bags.corners[i], bags.tile, mask, label, known)
+    if known and images is None:
+        row["hit"] = int(truth[logits.argmax()] == 1)
+    return row
+
+
+def chance(rows: list[dict], bags: Bags) -> float:
+    """Localisation AP of the same confidences, had each bag's detection been one of its tiles at random."""
+    rng = np.random.default_rng(0)
+    shares = np.array([np.mean(truth == 1) for truth in bags.truth])
+    confidences = np.array([row["confidence"] for row in rows])
+    draws = rng.random((DRAWS, len(shares))) < shares
+    return float(np.mean([metrics.localization_ap(hits, confidences, int(bags.labels.sum())) for hits in draws]))
+
+
+def probabilities(logits: np.ndarray) -> np.ndarray:
+    """Sigmoid."""
+    return 1 / (1 + np.exp(-logits.astype(np.float64)))
+
+
+def write_instances(path: Path, bags: Bags, instances: list[np.ndarray]) -> None:
+    """Write the probability and the truth of every instance, empty where unknown."""
+    table = []
+    for name, corners, truth, logits in zip(bags.names, bags.corners, bags.truth, instances, strict=True):
+        parts = zip(corners.tolist(), probabilities(logits).tolist(), truth.tolist(), strict=True)
+        table += [(name, y, x, score, None if real == UNKNOWN else str(real)) for (y, x), score, real in parts]
+    write_csv(path, table, INSTANCES)
+
+
+def grid(values: np.ndarray, corners: np.ndarray) -> np.ndarray:
+    """A bag's map (h, w) float32 of cells: values (n,) by the rows and columns of their corners, NaN without a tile."""
+    ys, rows = np.unique(corners[:, 0], return_inverse=True)
+    xs, columns = np.unique(corners[:, 1], return_inverse=True)
+    cells = np.full((len(ys), len(xs)), np.nan, np.float32)
+    cells[rows, columns] = values
+    return cells
+
+
+# --- pictures ---
+
+
+def sheet(path: Path, bags: Bags, found: rounds.Scores, threshold: float, images) -> None:
+    """Write the first bags of each outcome, each instance red by its probability."""
+    predictions = (found.bags >= threshold).astype(int)
+    panels = []
+    for label, predicted in OUTCOMES:
+        chosen = np.flatnonzero((bags.labels == label) & (predictions == predicted))[:PANELS_PER_ROW]
+        panels.append([panel(i, bags, found, images) for i in chosen.tolist()])
+    pictures.contact_sheet(path, panels, list(OUTCOMES.values()))
+
+
+def panel(i: int, bags: Bags, found: rounds.Scores, images) -> pictures.Panel:
+    """A bag under its instances' probabilities: an image with its object outlined, or else the grid of its tiles."""
+    values, title = probabilities(found.instances[i]), f"bag {i}, p = {probabilities(found.bags[i : i + 1])[0]:.2f}"
+    if images is None:
+        cells = grid(values, bags.corners[i])
+        side = max(1, LARGEST // max(cells.shape))
+        cells = cells.repeat(side, 0).repeat(side, 1)
+        return pictures.Panel(tint(np.where(np.isnan(cells), 1.0, 0.0)[..., None], np.nan_to_num(cells) / TINT), title)
+    image = images.image(i).permute(1, 2, 0).numpy()  # (H, W, 1 or 3)
+    weight = np.zeros(image.shape[:2])
+    for (y, x), value in zip(bags.corners[i], values, strict=True):
+        area = weight[y : y + bags.tile, x : x + bags.tile]
+        np.maximum(area, value, out=area)  # where tiles overlap
+    return pictures.Panel(tint(image, weight), title, mask=images.object_mask(i), color=images.data.outline)
+
+
+def tint(image: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """Lay red over an image (H, W, 1 or 3), TINT times weight (H, W) of it: (H, W, 3) uint8."""
+    weight = TINT * weight[..., None]
+    return pictures.rgb(image.clip(0, 1) * (1 - weight) + np.array([1, 0, 0]) * weight)
