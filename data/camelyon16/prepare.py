@@ -26,7 +26,7 @@ STEPS = {
     8: scales.X40,
     9: scales.SCALES,
 }
-EVERYWHERE = ("root", "workers", "seed", "border", "steps")  # flags that a step may ignore
+EVERYWHERE = ("root", "workers", "seed", "border", "per_slide", "steps")  # flags that a step may ignore
 MOST_LINES = 20  # problems that are named
 
 
@@ -38,6 +38,7 @@ def parse_args(argv=None):
     parser.add_argument(
         "--border", type=tissue.border, default="auto", help="coarse pixels of 256 px left out at a slide's sides"
     )
+    parser.add_argument("--per_slide", type=cli.positive, default=50, help="patches kept of a slide, at most")
     cli.add_workers_flag(parser, help="slides or patches worked on at once, each in its own process")
     normalise.add_flags(parser)
     flags: dict[str, dict[str, list[int]]] = {}  # flag -> its place -> steps

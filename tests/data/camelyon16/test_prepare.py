@@ -34,16 +34,11 @@ def slides(tmp_path_factory):
     return root
 
 
-@pytest.fixture(scope="module", autouse=True)
-def few_patches():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(patches, "MOST", MOST)
-        yield
-
-
 def run(root, *steps, flags=()):
     """Run steps in a root, on one process."""
-    return prepare.main([*map(str, steps), "--root", str(root), "--workers", "1", *map(str, flags)])
+    return prepare.main(
+        [*map(str, steps), "--root", str(root), "--workers", "1", "--per_slide", str(MOST), *map(str, flags)]
+    )
 
 
 @pytest.fixture(scope="module")
@@ -150,16 +145,29 @@ def test_the_same_command_writes_nothing_and_what_is_lost_is_made_again(own, cap
 def test_patches_are_the_same_for_any_number_of_processes(prepared, tmp_path):
     out = {split: tmp_path / split for split in ("train", "test")}
     flags = [word for split in out for word in (f"--output_normal_patches_{split}_dir", out[split])]
-    assert prepare.main(["3", "--root", str(prepared), "--workers", "2", *map(str, flags)]) == 0
+    assert run(prepared, 3, flags=[*flags, "--workers", 2]) == 0
     for split, folder in out.items():
         assert contents(folder) == contents(prepared / "patches" / "normal" / split)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("flags", [["--seed", 1], ["--border", 2]])
+@pytest.mark.parametrize("flags", [["--seed", 1], ["--border", 2], ["--per_slide", 4]])
 def test_other_flags_in_the_same_folder_are_refused(prepared, flags):
-    with pytest.raises(BadInput, match="patches were cut with --seed 0 --border auto; choose another folder"):
+    with pytest.raises(
+        BadInput, match="patches were cut with --seed 0 --border auto --per_slide 3; choose another folder"
+    ):
         run(prepared, 3, flags=flags)
+
+
+@pytest.mark.slow
+def test_patches_of_another_program_are_kept_and_named(own, capsys):
+    folder = own / "patches" / "normal" / "train"
+    stranger = folder / "normal_001_normal_x_0_y_0_w_768_h_768.jpg"
+    stranger.write_text("mine")
+    shutil.rmtree(folder / "records")
+    assert run(own, 3) == 1
+    assert f"{stranger}: is there, but not a patch that these flags give" in capsys.readouterr().err
+    assert stranger.read_text() == "mine"
 
 
 @pytest.mark.slow
