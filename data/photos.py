@@ -286,4 +286,4 @@ def _to_float(pixels):
     """(H, W, 3) uint8 -> (3, H, W) float32 in [0, 1]."""
     import torch
 
-    return torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1).float() / 255
+    return torch.tensor(pixels).permute(2, 0, 1).float() / 255
