@@ -55,11 +55,11 @@ def shrink(job: tuple[Path, Path], size: int) -> None:
 
 def resize_pictures(args) -> None:
     """Make every picture small that is not there yet."""
-    make_folder(args.output_dir)
     names = list_images(args.input_dir)
     double = [name for name, n in Counter(Path(name).stem for name in names).items() if n > 1]
     if double:
         raise BadInput(f"-i {args.input_dir}: holds more than one {double[0]}")
+    make_folder(args.output_dir)
     jobs = [(args.input_dir / name, args.output_dir / f"{Path(name).stem}.png") for name in names]
     todo = [job for job in jobs if not job[1].exists()]
     problems = attempt_jobs(partial(shrink, size=args.size), todo, args.workers, "pictures")[1]

@@ -40,8 +40,6 @@ def convert_annotations(args) -> list[str]:
 
 
 def _listed(folder, suffix, flag):
-    if not folder.is_dir():
-        raise BadInput(f"--{flag} {folder}: no such folder")
     found = sorted(path for path in folder.glob(f"*{suffix}") if not path.name.startswith("."))
     if not found:
         raise BadInput(f"--{flag} {folder}: no {suffix} files in it")

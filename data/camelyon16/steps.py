@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 
-from common.errors import BadInput
 from common.files import atomic_open, make_folder
 
 PATCH_SETS = ("normal_train", "normal_test", "tumor_train", "tumor_test")
@@ -38,11 +37,8 @@ def patch_places(prefix: str, folder: str) -> dict[str, str]:
 
 
 def patches_in(args, flag: str) -> list[Path]:
-    """The patches of a folder, sorted. BadInput names flag and folder when it is not there."""
-    folder = getattr(args, flag)
-    if not folder.is_dir():
-        raise BadInput(f"--{flag} {folder}: no such folder; an earlier step makes it")
-    return sorted(path for path in folder.glob("*.jpg") if not path.name.startswith("."))
+    """The patches of a flag's folder, sorted."""
+    return sorted(path for path in getattr(args, flag).glob("*.jpg") if not path.name.startswith("."))
 
 
 def missing(files: Iterable[Path]) -> list[Path]:
