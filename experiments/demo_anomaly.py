@@ -18,7 +18,7 @@ from experiments.demo import ROOT, quote
 from models import weights
 
 SIZE, TILE = 80, 32  # px of a crop, and of the tile to which it is scaled
-DPA = "--layer r32 --latent_res 4 --latent_dim 8 --dims 16,16,16,8 --lr 3e-3 -b 16"
+DPA = "--layer r32 --latent_res 8 --latent_dim 4 --dims 16,16,4 --lr 3e-3 -b 16"
 METHODS = ("dpa", "deep_knn")
 
 
