@@ -327,11 +327,12 @@ def draw(path: Path, folder: Path) -> list[Path]:
     paths = []
     for setting, table in read(path).groupby("setting"):
         names = list(dict.fromkeys(table["dataset"]))
-        canvas = Figure(figsize=(4.6 * len(names), 3.6), dpi=110, layout="constrained")
+        canvas = Figure(figsize=(max(5.6, 4.6 * len(names)), 3.8), dpi=110, layout="constrained")
         for axis, name in zip(canvas.subplots(1, len(names), squeeze=False)[0], names, strict=True):
             draw_panel(axis, table[table["dataset"] == name], name)
         n = table["seed"].nunique()
-        canvas.suptitle(f"Anomaly detectors, setting {setting}; mean and standard deviation over {n} seeds", fontsize=8)
+        seeds = "one seed" if n == 1 else f"mean and standard deviation over {n} seeds"
+        canvas.suptitle(f"Anomaly detectors\nsetting: {setting}; {seeds}", fontsize=8)
         paths.append(make_folder(folder) / f"anomaly_{as_name(setting)}.png")
         with atomic_open(paths[-1]) as file:
             FigureCanvasAgg(canvas).print_png(file)

@@ -1,5 +1,8 @@
 """deep_if's trees are scikit-learn's, kept as plain tensors."""
 
+import os
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -99,3 +102,11 @@ def test_several_layers_are_joined(tmp_path):
     tiles = torch.rand(2, 1, 24, 24)
     assert joined.dim == 64 + 128
     torch.testing.assert_close(joined(tiles)[:, 64:], single(tiles))
+
+
+@pytest.mark.slow
+def test_with_imagenet_features_it_tells_faces_from_other_pictures(tmp_path):
+    if not list(Path(os.environ.get("WEIGHTS_DIR", "none")).glob("vgg16_features_to_conv4_3.pth")):
+        pytest.skip("needs ImageNet features: set WEIGHTS_DIR to the folder of vgg16_features_to_conv4_3.pth")
+    args = squares.parse("deep_if", 32, tmp_path, "--layers", "r32", "--seed", "1")
+    assert squares.faces_apart(deep_if, args) > 0.95  # measured .98 to .99 with seeds 1 to 3
