@@ -56,7 +56,7 @@ def main(argv=None):
     if args.tile not in (None, config["tile"]):
         raise BadInput(f"--tile {args.tile}: the detector in {path} takes {config['tile']} px; leave the flag out")
     args.tile, args.stride = config["tile"], args.stride or max(1, config["tile"] // 2)
-    data = datatypes.load(args, args.split)
+    data = datatypes.load_unlabelled(args, args.images) if args.images else datatypes.load(args, args.split)
     if data.in_channels != config["in_channels"]:
         raise BadInput(
             f"{path}: the detector takes {config['in_channels']} channels, the images have {data.in_channels}"

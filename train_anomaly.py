@@ -50,7 +50,7 @@ def main(argv=None):
         raise BadInput("train_anomaly.py runs in one process: start it without torchrun")
     normals, val = (load_tiles(args, split) for split in ("train", "val"))
     if normals is None:
-        raise BadInput(f"--datatype {args.datatype}: no training images")
+        raise BadInput(f"--datatype {args.datatype}: no normal training images")
     if args.batch_size > normals.n_images:
         print(f"-b {args.batch_size}: the training split has {normals.n_images} normal images, so many are a batch")
         args.batch_size = normals.n_images

@@ -108,6 +108,8 @@ def fit(normals, val, args, device: torch.device) -> None:
     if n < 2:
         raise BadInput("deep_if needs two training tiles or more, found 1")
     detector = Detector(args).to(device)
+    if args.tile < detector.embedder.smallest:
+        raise BadInput(f"--tile {args.tile}: {args.embedder} takes {detector.embedder.smallest} px or more")
     seen = nn.Module()  # the tiles' features until the trees are grown
     seen.register_buffer("features", torch.zeros(n, detector.embedder.dim))
     state = {"forest": detector.forest, "seen": seen}

@@ -17,7 +17,7 @@ from common import checkpoint, cli, processes
 from common.errors import BadInput
 from common.optimizers import Resumable
 from data.normals import NormalTiles
-from models import autoencoder, perceptual
+from models import autoencoder, perceptual, vgg
 from models.autoencoder import Autoencoder, AutoencoderConfig
 from models.perceptual import Perceptual, layer_text, layer_weights
 
@@ -83,9 +83,7 @@ class Detector(nn.Module):
     def __init__(self, args, in_channels: int):
         super().__init__()
         self.args = args
-        initial = args.initial_res if args.progressive else args.tile
-        shape = (in_channels, args.tile, initial, args.latent_res, args.latent_dim, tuple(args.dims), args.network)
-        self.autoencoder = Autoencoder(AutoencoderConfig(*shape))
+        self.autoencoder = Autoencoder(network_of(args, in_channels))
         self.epochs = growing.epochs(plan(args), args.val_iter)
         self.layers, self.perceptual = None, None
         if args.loss == "perceptual":
@@ -136,6 +134,13 @@ class Detector(nn.Module):
         return growing.seen(2 * tiles - 1, side, share, self.args.downscale)
 
 
+def network_of(args, in_channels: int) -> AutoencoderConfig:
+    """The network that the flags ask for."""
+    initial = args.initial_res if args.progressive else args.tile
+    shape = (in_channels, args.tile, initial, args.latent_res, args.latent_dim, tuple(args.dims), args.network)
+    return AutoencoderConfig(*shape)
+
+
 def plan(args) -> list[growing.Stage]:
     """The stages that the flags ask for. BadInput when their numbers do not fit."""
     if not args.progressive:
@@ -154,10 +159,11 @@ def layers_by_resolution(args) -> dict[int, dict[str, float]]:
     if len(texts) != len(sides):
         raise BadInput(f"--layers: has {len(texts)}, expected one for each of {', '.join(map(str, sides))} px")
     found = dict(zip(sides, map(layer_weights, texts), strict=True))
+    names = vgg.layers(args.embedder)
     for side, weights in found.items():
         for tap in weights:
-            halvings = int(tap[1:2]) - 1 + tap.startswith("p") if tap[1:2].isdigit() else 0
-            if side >> halvings == 0:
+            depth = names.index(tap) if tap in names else 0  # VGG names one that it lacks
+            if side >> sum(name.startswith("p") for name in names[: depth + 1]) == 0:
                 raise BadInput(f"--layers {tap}: lies too deep for images of {side} px")
     return found
 
@@ -188,9 +194,9 @@ def fit(normals: NormalTiles, val: NormalTiles | None, args, device: torch.devic
         place=lambda epoch, step: place(detector.epochs[epoch - 1], step),
     ) as run:
         describe(detector, normals)
-        if detector.perceptual and not run.history and run.done == 0:
-            reconstruction.measure(detector.perceptual, normals, args, device)
         for number in run.epochs(len(detector.epochs)):
+            if detector.perceptual and number == run.done == 0:
+                reconstruction.measure(detector.perceptual, normals, args, device)
             epoch = detector.epochs[number]
             learner.begin(epoch, run.done, normals)
             start = epoch.before + epoch.first
@@ -200,7 +206,7 @@ def fit(normals: NormalTiles, val: NormalTiles | None, args, device: torch.devic
             row = {"stage": epoch.number + 1, "resolution": epoch.stage.resolution}
             row |= {"loss": run.sums["loss"] / run.done, "images_per_s": run.done * args.batch_size / run.seconds}
             if val is not None:
-                row |= validate(learner, val, epoch, run)
+                row |= judged(validation_loss(learner, val, epoch), run, detector, epoch)
             draw_samples(learner, val or normals, epoch, run)
             run.end_epoch(row)
             say_epoch(run, epoch, len(detector.epochs))
@@ -331,17 +337,21 @@ class References:
 
 
 @torch.no_grad()
-def validate(learner: Learner, val: NormalTiles, epoch: Epoch, run) -> dict[str, float]:
-    """The mean loss of normal validation images, and the lowest of the last stage so far by more than --min_delta."""
+def validation_loss(learner: Learner, val: NormalTiles, epoch: Epoch) -> float:
+    """The mean loss of normal validation images."""
     detector, args, total = learner.detector, learner.args, 0.0
     share = epoch.share(epoch.last - epoch.first - 1)
     for tiles, _, _ in val.batches(args, learner.device, 0, val.n_images):
         x = detector.seen(tiles.to(learner.device), epoch.stage.resolution, share)
         with processes.autocast(learner.device, args.precision):
             total += detector.losses(x, detector.autoencoder(x, share), share).double().sum().item()
-    loss = total / val.n_images
+    return total / val.n_images
+
+
+def judged(loss: float, run, detector: Detector, epoch: Epoch) -> dict[str, float]:
+    """The validation loss, and the lowest of the last stage so far that was lower by more than --min_delta."""
     before = run.history[-1]["lowest"] if run.history else float("inf")
-    is_better = is_last(detector, epoch) and loss < before - args.min_delta
+    is_better = is_last(detector, epoch) and loss < before - detector.args.min_delta
     return {"val_loss": loss, "lowest": loss if is_better else before}
 
 

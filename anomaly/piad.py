@@ -231,6 +231,7 @@ def fit(normals, val, args, device: torch.device) -> None:
     n_steps = min(args.val_iter, args.iters)
     columns = {name: tag for name, tag in COLUMNS.items() if val is not None or not name.startswith("val")}
     options = {"kept": ("encoder", "decoder", "statistics"), "scalars": step_scalars, "advice": "lower --lr"}
+    options["place"] = lambda epoch, step: f"iteration {(epoch - 1) * n_steps + step}"
     with open_run(
         args, normals, device, config, learner.state(), columns, SUMS, ("epoch", max), n_steps, **options
     ) as run:

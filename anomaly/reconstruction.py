@@ -12,6 +12,7 @@ from models.perceptual import Perceptual
 
 MEASURED = 2048  # training tiles from which the statistics of VGG's channels are taken
 SAMPLES = 4  # images of a sheet
+SHOWN = 128  # px a side at least, to which small ones are magnified
 
 
 def measure(perceptual: Perceptual, normals, args, device: torch.device) -> None:
@@ -30,5 +31,7 @@ def draw_samples(run, logdir: Path, images: Tensor, rebuilt: Tensor) -> None:
     rows = torch.stack([images, rebuilt])  # (2, n, C, R, R)
     sheet = rows.clamp(-1, 1).permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1)  # (2 R, n R, C)
     picture = pictures.rgb(np.broadcast_to(sheet.cpu().numpy() / 2 + 0.5, (*sheet.shape[:2], 3)))
+    zoom = -(-SHOWN // images.shape[-1])
+    picture = picture.repeat(zoom, axis=0).repeat(zoom, axis=1)
     pictures.write_png(make_subfolder(logdir, "samples") / f"{len(run.history) + 1:04}.png", picture)
     run.picture("samples", picture)

@@ -7,8 +7,10 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from functools import partial
 
-from common.errors import WorkFailed
+from common import cli
+from common.errors import BadInput, WorkFailed
 
 KILLED = "a worker process was killed, probably for lack of memory: the same command continues, with fewer --workers"
 
@@ -30,6 +32,23 @@ def map_jobs(task: Callable, jobs: list, workers: int, killed: Callable = _raise
     for job in (yield from _run_pool(task, jobs, workers)):
         if (yield from _run_pool(task, [job], 1)):
             yield killed(job)
+
+
+def attempt_jobs(task: Callable, jobs: list, workers: int, what: str) -> tuple[list, list[str]]:
+    """The results of task(job) in the order in which they finish, and a sorted line for each job that was BadInput.
+
+    What else goes wrong stops the work, as in `map_jobs`. Progress is shown in units of `what`.
+    """
+    outcomes = map_jobs(partial(_attempt, task), jobs, workers)
+    outcomes = list(cli.progress(outcomes, len(jobs), what, what))
+    return [result for result, line in outcomes if line is None], sorted(line for _, line in outcomes if line)
+
+
+def _attempt(task, job):
+    try:
+        return task(job), None
+    except BadInput as error:
+        return None, str(error)
 
 
 def _run_pool(task, jobs, workers):

@@ -1,14 +1,18 @@
 """Every data set that the testbed reads, by --datatype, a split at a time, as a detector sees it."""
 
+from pathlib import Path
+
 from common import cli
 from common.errors import BadInput
-from data import transforms
+from data import photos, transforms
 from data.camelyon import dataset as camelyon
 from data.cluttered_mnist import dataset as mnist
 from data.transforms import Transform, Transformed
 
-LOCATIONS = {"data_path": "mnist", "neg_path": "camelyon"}  # flag that says where the data are -> --datatype
-NAMES = tuple(dict.fromkeys(LOCATIONS.values()))
+LOCATIONS = {  # flag that says where the data are -> --datatype
+    **{"data_path": "mnist", "neg_path": "camelyon", "photos": "photos", "root": "list"}
+}
+NAMES = ("mnist", "camelyon", "photos", "list", "nih", "cifar10", "svhn")
 
 
 def add_flags(parser) -> None:
@@ -16,6 +20,7 @@ def add_flags(parser) -> None:
     parser.add_argument("--datatype", choices=NAMES, help="what the images are (default: what the flag with them says)")
     mnist.add_flags(parser)
     camelyon.add_flags(parser)
+    photos.add_flags(parser)
     transforms.add_flags(parser)
 
 
@@ -48,19 +53,36 @@ def _given(args):
 
 def load_normals(args, split: str) -> Transformed | None:
     """A split to train on: its images of label 0 are wanted, others may be absent. None where it has none."""
-    negatives = camelyon.load_negatives(args, split) if args.datatype == "camelyon" else _load(args, split)
-    return None if negatives is None else Transformed(negatives, Transform.from_args(args))
+    return _load(args, split, normals=True)
 
 
 def load(args, split: str) -> Transformed:
     """A split to score, as its own commands see it; of nCAMELYON the negatives where --pos_path is not given."""
-    if args.datatype == "camelyon" and args.pos_path is None:
-        data = load_normals(args, split)
-        if data is None:
-            raise BadInput(f"--neg_path {args.neg_path}: no crops for the {split} split")
-        return data
-    return Transformed(_load(args, split), Transform.from_args(args))
+    data = _load(args, split, normals=args.datatype == "camelyon" and args.pos_path is None)
+    if data is None:
+        raise BadInput(f"--datatype {args.datatype}: no images of the {split} split")
+    return data
 
 
-def _load(args, split):
-    return {"mnist": mnist, "camelyon": camelyon}[args.datatype].load_splits(args, [split])[split]
+def load_unlabelled(args, folder: Path) -> Transformed:
+    """All pictures below a folder."""
+    return _transformed(photos.load_unlabelled(folder), args)
+
+
+def _load(args, split, normals):
+    if args.datatype == "mnist":
+        data = mnist.load_splits(args, [split])[split]
+    elif args.datatype == "camelyon":
+        data = camelyon.load_negatives(args, split) if normals else camelyon.load_splits(args, [split])[split]
+    else:
+        read = {"photos": photos.load_folder, "list": photos.load_lists, "nih": photos.load_lists}
+        data = read.get(args.datatype, photos.load_arrays)(args, split)
+    return None if data is None else _transformed(data, args)
+
+
+def _transformed(data, args):
+    """The data set under the flags' transformations; NIH's pictures are grey. BadInput: files differ in size."""
+    transform = Transform(args.grey or args.datatype == "nih", args.crop, args.equalize, args.resize)
+    if isinstance(data, photos.Photos) and not (transform.resize or transform.crop):
+        data.check_one_size()
+    return Transformed(data, transform)

@@ -1,25 +1,50 @@
-"""Pictures of strangers: folders of photographs, scans and crops."""
+"""Pictures of strangers: folders of photographs, scans and crops, lists of them, CIFAR10 and SVHN; as data sets too."""
 
+import functools
+import hashlib
+from collections import Counter
 from pathlib import Path
 
 import imageio.v3 as iio
 import numpy as np
+from torch.utils.data import Dataset
 
+from common import cli, pictures
 from common.errors import BadInput
-from common.files import open_input, open_npy
+from common.files import open_input, open_npy, read_text
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".npy")
 MOST_BYTES = 2**30  # of a picture's file
+FINGERPRINT_FILES = 16
+CLASSES = {"normal": 0, "abnormal": 1, "anomaly": 1}  # folder -> label
+LISTS = {"train": "list", "val": "val_list", "test": "test_list"}  # split -> flag of its normal images
+UNKNOWN = -1  # label
 
 
-def list_images(folder: Path, extensions: tuple[str, ...] = EXTENSIONS) -> list[str]:
-    """Names of the pictures in and below a folder, relative to it, sorted. BadInput when it is none or has none."""
+def add_flags(parser) -> None:
+    """Declare the flags that `load_folder`, `load_lists` and `load_arrays` read."""
+    add = parser.add_argument
+    add("--photos", type=cli.path, help="folder with {train,val,test}/{normal,abnormal}, pictures anywhere below")
+    add("--root", type=cli.path, help="folder of the pictures that lists name, or of cifar10's or svhn's files")
+    names = "names below --root, one a line; of cifar10 and svhn numbers in the training part, .npy"
+    add("--list", type=cli.path, help=f"normal training images: {names}")
+    add("--val_list", type=cli.path, help="normal validation images, likewise")
+    add("--test_list", type=cli.path, help="normal test images, likewise (cifar10, svhn: else those of the test part)")
+    add("--abnormal_list", type=cli.path, help="abnormal test images, likewise")
+    add("--classes", type=cli.natural, nargs="+", help="classes of cifar10 or svhn that are normal (without lists: 0)")
+
+
+def list_images(folder: Path, extensions: tuple[str, ...] = EXTENSIONS, empty: bool = False) -> list[str]:
+    """Names of the pictures in and below a folder, relative to it, sorted.
+
+    BadInput when it is none or, unless it may be empty, has none.
+    """
     folder = Path(folder)
     if not folder.is_dir():
         raise BadInput(f"{folder}: no such folder")
     found = [path for path in folder.rglob("*") if path.suffix.lower() in extensions and path.name[0] != "."]
     names = sorted(path.relative_to(folder).as_posix() for path in found if not path.name.endswith("_seg.npy"))
-    if not names:
+    if not names and not empty:
         raise BadInput(f"{folder}: no pictures in it ({', '.join(extensions)})")
     return names
 
@@ -65,3 +90,201 @@ def _to_bytes(pixels, path):
     if pixels.dtype.kind == "f" and np.isfinite(pixels).all() and pixels.min() >= 0 and pixels.max() <= 1:
         return (pixels * 255).round().astype(np.uint8)
     raise BadInput(f"{path}: expected 8 or 16 bits, or floats in [0, 1], found {pixels.dtype}")
+
+
+class Photos(Dataset):
+    """Pictures in files. Item: image (3, H, W) float32 in [0, 1], label 1 = abnormal, 0 = normal, -1 = not known."""
+
+    in_channels, outline, has_objects = 3, pictures.EXAMPLE, False
+
+    def __init__(self, root: Path, names: list[str], labels: list[int]):
+        self.root, self.names, self.labels = Path(root), names, np.array(labels, np.int64)
+
+    def __len__(self):
+        return len(self.names)
+
+    def __getitem__(self, i):
+        return _to_float(read_image(self.root / self.names[i])), int(self.labels[i])
+
+    def object_mask(self, i: int) -> None:
+        return None
+
+    def o2i(self, i: int) -> None:
+        return None
+
+    def batches_on(self, device, batches) -> None:
+        """None: pictures are read from files."""
+        return None
+
+    def check_one_size(self) -> None:
+        """BadInput names a picture of another size than most."""
+        sizes = [size_of(self.root / name) for name in self.names]
+        (usual, n), *others = Counter(sizes).most_common()
+        if others:
+            i = next(i for i, size in enumerate(sizes) if size != usual)
+            raise BadInput(
+                f"{self.root / self.names[i]}: has {sizes[i][0]} x {sizes[i][1]} px, {n} others {usual[0]} x "
+                f"{usual[1]}; give --resize S or --crop N"
+            )
+
+    def fingerprint(self) -> str:
+        """Digest of the pictures' names and labels and of some of their bytes, wherever the folder lies."""
+        digest = hashlib.sha256("\n".join(self.names).encode() + self.labels.tobytes())
+        for i in np.unique(np.linspace(0, len(self) - 1, FINGERPRINT_FILES).astype(int)):
+            with open_input(self.root / self.names[i], MOST_BYTES) as file:
+                digest.update(file.read())
+        return digest.hexdigest()
+
+
+class Arrays(Photos):
+    """Pictures in memory, (N, H, W, 3) uint8."""
+
+    def __init__(self, images: np.ndarray, names: list[str], labels: list[int]):
+        super().__init__(Path(), names, labels)
+        self.images = images
+
+    def __getitem__(self, i):
+        return _to_float(self.images[i]), int(self.labels[i])
+
+    def check_one_size(self) -> None:
+        """They have."""
+
+    def fingerprint(self) -> str:
+        return hashlib.sha256(self.images.tobytes() + self.labels.tobytes()).hexdigest()
+
+
+def size_of(path: Path) -> tuple[int, int]:
+    """Height and width of a picture, from its header where that is enough. BadInput names what is no picture."""
+    from PIL import Image
+
+    if path.suffix.lower() == ".npy":
+        return open_npy(path).shape[:2]
+    try:
+        with open_input(path, MOST_BYTES) as file, Image.open(file) as image:
+            return image.size[::-1]
+    except BadInput:
+        raise
+    except Exception:  # of a kind that Pillow does not read
+        return read_image(path).shape[:2]
+
+
+def load_folder(args, split: str) -> Photos | None:
+    """A split of args.photos; None where it has no pictures. BadInput for abnormal ones among those to train on."""
+    folder = args.photos / split
+    if not args.photos.is_dir():
+        raise BadInput(f"--photos {args.photos}: no such folder")
+    found = {name: _pictures_below(folder / name) for name in CLASSES}
+    if split == "train" and (found["abnormal"] or found["anomaly"]):
+        name = "abnormal" if found["abnormal"] else "anomaly"
+        raise BadInput(f"{folder / name / found[name][0]}: abnormal, but training takes normal images only; move it")
+    if found["anomaly"]:
+        print(f"{folder / 'anomaly'}: taken as {folder / 'abnormal'}")
+    names = [(f"{name}/{file}", label) for name, label in CLASSES.items() for file in found[name]]
+    return Photos(folder, *map(list, zip(*names, strict=True))) if names else None
+
+
+def _pictures_below(folder):
+    """As list_images; a folder that is not there has none."""
+    return list_images(folder, empty=True) if folder.is_dir() else []
+
+
+def load_unlabelled(folder: Path) -> Photos:
+    """All pictures below a folder. BadInput when there are none."""
+    names = list_images(folder)
+    return Photos(folder, names, [UNKNOWN] * len(names))
+
+
+def load_lists(args, split: str) -> Photos | None:
+    """The pictures below args.root that a split's lists name; None without lists. BadInput names a missing one."""
+    normal = _read_list(args, LISTS[split])
+    abnormal = _read_list(args, "abnormal_list") if split == "test" else []
+    if args.root is None:
+        raise BadInput(f"--root is needed with --datatype {args.datatype}")
+    if not normal and not abnormal:
+        return None
+    both = sorted({*normal} & {*abnormal})
+    if both:
+        raise BadInput(f"--abnormal_list {args.abnormal_list}: names {both[0]}, which --{LISTS[split]} names too")
+    for name in (*normal, *abnormal):
+        if not (args.root / name).is_file():
+            raise BadInput(f"{args.root / name}: no such file, but a list names it")
+    return Photos(args.root, normal + abnormal, [0] * len(normal) + [1] * len(abnormal))
+
+
+def _read_list(args, flag):
+    path = getattr(args, flag)
+    if path is None:
+        return []
+    names = [line.strip() for line in read_text(path).splitlines() if line.strip()]
+    if not names:
+        raise BadInput(f"--{flag} {path}: names no picture")
+    return names
+
+
+def load_arrays(args, split: str) -> Arrays | None:
+    """CIFAR10 or SVHN: images of args.classes are normal, all others abnormal; those to train on are normal alone.
+
+    Lists choose among torchvision's training part; without them all of its classes are taken, for test of the test
+    part. None: a validation split without a list. BadInput for lists that contradict --classes.
+    """
+    normal, abnormal = _read_numbers(args, LISTS[split]), _read_numbers(args, "abnormal_list")
+    if split == "val" and normal is None:
+        return None
+    listed = normal is not None or (split == "test" and abnormal is not None)
+    part = "train" if split != "test" or listed else "test"
+    images, classes = _torchvision(args.datatype, args.root, part)
+    wanted = np.isin(classes, args.classes or ([] if listed else [0]))
+    if listed:
+        lists = [found if found is not None else [] for found in (normal, abnormal if split == "test" else None)]
+        numbers, labels = np.concatenate(lists).astype(np.int64), np.repeat([0, 1], list(map(len, lists)))
+    else:
+        numbers = np.flatnonzero(wanted) if split == "train" else np.arange(len(images))
+        labels = (~wanted[numbers]).astype(np.int64)
+    if len(numbers) == 0 or numbers.min() < 0 or numbers.max() >= len(images):
+        raise BadInput(f"--{LISTS[split]}: expected numbers from 0 to {len(images) - 1}, found others or none")
+    if args.classes and (wanted[numbers] != (labels == 0)).any():
+        raise BadInput(f"--{LISTS[split]}: normal and abnormal images are not those of --classes {args.classes}")
+    return Arrays(images[numbers], [f"{part}_{i}" for i in numbers], labels)
+
+
+def _read_numbers(args, flag):
+    path = getattr(args, flag)
+    if path is None:
+        return None
+    numbers = np.array(open_npy(path))
+    if numbers.ndim != 1 or numbers.dtype.kind not in "iu":
+        raise BadInput(f"--{flag} {path}: expected a list of whole numbers, found {numbers.dtype} {numbers.shape}")
+    return numbers.astype(np.int64)
+
+
+@functools.lru_cache(2)
+def _torchvision(name, root, part):
+    """Images (N, H, W, 3) uint8 and classes (N,) of a part, downloaded where they are not."""
+    from torchvision.datasets import CIFAR10, SVHN
+
+    def open_it(download):
+        if name == "cifar10":
+            return CIFAR10(str(root), train=part == "train", download=download)
+        return SVHN(str(root), split=part, download=download)
+
+    if root is None:
+        raise BadInput(f"--root is needed with --datatype {name}")
+    try:
+        try:
+            data = open_it(download=False)
+        except RuntimeError:  # not there, or damaged
+            data = open_it(download=True)
+    except (RuntimeError, OSError) as error:
+        raise BadInput(
+            f"--root {root}: no {name} there, and no download: {' '.join(str(error).split())[:120]}"
+        ) from None
+    if name == "cifar10":
+        return data.data, np.array(data.targets)
+    return np.ascontiguousarray(data.data.transpose(0, 2, 3, 1)), np.array(data.labels)
+
+
+def _to_float(pixels):
+    """(H, W, 3) uint8 -> (3, H, W) float32 in [0, 1]."""
+    import torch
+
+    return torch.tensor(pixels).permute(2, 0, 1).float() / 255

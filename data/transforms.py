@@ -34,10 +34,6 @@ class Transform:
     equalize: bool = False
     resize: int | None = None
 
-    @classmethod
-    def from_args(cls, args) -> "Transform":
-        return cls(args.grey, args.crop, args.equalize, args.resize)
-
     def image(self, image: Tensor, rng: np.random.Generator | None = None) -> Tensor:
         """The image transformed; cropped anywhere where there is a generator."""
         if self.grey and len(image) == 3:

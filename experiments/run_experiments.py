@@ -27,7 +27,7 @@ REAL_SLIDES = 100  # negatives of CAMELYON17 come from 197 training slides, made
 
 
 def parse_args(argv=None):
-    parser = cli.ArgumentParser(description=__doc__)
+    parser = cli.ArgumentParser(description=__doc__, epilog="Other methods: run_experiments.py anomaly --help")
     add = parser.add_argument
     add("figures", nargs="+", choices=FIGURES, help="which")
     add(
@@ -60,7 +60,12 @@ def parse_args(argv=None):
 
 
 def main(argv=None):
-    args = parse_args(argv)
+    words = sys.argv[1:] if argv is None else argv
+    if words[:1] == ["anomaly"]:  # which has other data, methods and columns
+        from experiments import anomaly
+
+        return anomaly.main(words[1:])
+    args = parse_args(words)
     check(args, PRESETS[args.preset].batch_size)
     plans = {name: plan(name, args) for name in dict.fromkeys(args.figures)}
     if not any(plans.values()):

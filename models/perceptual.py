@@ -163,12 +163,12 @@ def measure(vgg: VGG, batches: Iterable[Tensor]) -> dict[str, tuple[Tensor, Tens
     return moments
 
 
-def write_statistics(path: Path, moments: dict, network: str, sha256: str) -> None:
+def write_statistics(path: Path, moments: dict, network: str, sha256: str | None) -> None:
     """Write statistics of layers, with the weights that they belong to, as .npz."""
     arrays = {f"{tap}_mean": mean.cpu().numpy() for tap, (mean, _) in moments.items()}
     arrays |= {f"{tap}_std": std.cpu().numpy() for tap, (_, std) in moments.items()}
     buffer = io.BytesIO()
-    np.savez(buffer, network=np.array(network), weights_sha256=np.array(sha256), **arrays)
+    np.savez(buffer, network=np.array(network), weights_sha256=np.array(str(sha256)), **arrays)
     with atomic_open(path) as file:
         file.write(buffer.getbuffer())
 

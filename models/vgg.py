@@ -70,8 +70,12 @@ def make_trunk(network: str) -> nn.Sequential:
 def _check_depth(names, weights):
     """BadInput when weights end before the last of these layers."""
     for i, name in enumerate(names):
-        keys = (f"features.{i}.weight", f"{i}.weight")
-        if name.startswith("c") and weights.state is not None and not any(key in weights.state for key in keys):
+        if name.startswith("c") and weights.state is not None and not has_layer(weights, i):
             last = [n for n in names[:i] if n.startswith("c")]
             reached = f"end at {last[-1]}" if last else "hold no VGG"
             raise BadInput(f"{weights.path}: layer {names[-1]} is asked for, but these weights {reached}")
+
+
+def has_layer(weights: Weights, i: int) -> bool:
+    """Whether weights that are not random hold layer i of `features`, a convolution."""
+    return any(key in weights.state for key in (f"features.{i}.weight", f"{i}.weight"))

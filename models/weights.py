@@ -132,17 +132,27 @@ def _read(path, sha256, input, source):
     return Weights(source, state, path, sha256, input)
 
 
-def _find_imagenet(network, flag):
-    """Path, sha256 and input of a network's ImageNet weights; BadInput where there are none."""
+def find_imagenet(network: str) -> Path | None:
+    """Where a network's ImageNet weights lie; None where they would have to be downloaded."""
     folder = os.environ.get("WEIGHTS_DIR")
     for path in sorted(Path(folder).glob("*.pth")) if folder else ():
-        sha256 = sha256_of(path)
-        if _input_of(network, sha256):
-            return path, sha256, _input_of(network, sha256)
-    url = ENUMS[network].url
-    path = Path(torch.hub.get_dir()) / "checkpoints" / Path(urlparse(url).path).name
-    if not path.exists():
-        _download(url, path, network, flag, folder)
+        if _input_of(network, sha256_of(path)):
+            return path
+    path = _cached(network)
+    return path if path.exists() else None
+
+
+def _cached(network):
+    """Where torchvision keeps its own file."""
+    return Path(torch.hub.get_dir()) / "checkpoints" / Path(urlparse(ENUMS[network].url).path).name
+
+
+def _find_imagenet(network, flag):
+    """Path, sha256 and input of a network's ImageNet weights; BadInput where there are none."""
+    path = find_imagenet(network)
+    if path is None:
+        path = _cached(network)
+        _download(ENUMS[network].url, path, network, flag, os.environ.get("WEIGHTS_DIR"))
     sha256 = sha256_of(path)
     if not _input_of(network, sha256):
         raise BadInput(f"{path}: damaged: its sha256 is {sha256[:8]}; remove it and it is downloaded again")

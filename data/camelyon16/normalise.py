@@ -8,6 +8,7 @@ import numpy as np
 
 from common.errors import BadInput
 from common.files import atomic_open, make_folder, open_input, read_json, write_json
+from common.parallel import attempt_jobs
 from common.pictures import write_png
 from data.camelyon16 import stain, steps
 from data.camelyon16.scan import Scan
@@ -72,7 +73,7 @@ def normalise_patches(args) -> list[str]:
         files = {folder / path.name: path for path in steps.patches_in(args, f"{kind}_patches_{split}_dir")}
         todo = [(files[path], path) for path in steps.missing(files)]
         _check_target(make_folder(folder) / TARGET_FILE, target)
-        glass, failures = steps.map_jobs(partial(normalise, target=target), todo, args, "patches")
+        glass, failures = attempt_jobs(partial(normalise, target=target), todo, args.workers, "patches")
         problems += failures
         done = f"{len(glass) - sum(glass):,} patches normalised, {sum(glass):,} of glass alone left as they are"
         print(f"{kind} {split}: {done}, {len(files) - len(todo):,} there already, in {folder}")

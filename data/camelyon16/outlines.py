@@ -7,6 +7,7 @@ import numpy as np
 
 from common.errors import BadInput
 from common.files import read_json, write_json
+from common.parallel import attempt_jobs
 from common.pictures import write_png
 from data.camelyon16 import steps
 from data.camelyon16.scan import Scan, find_scans
@@ -33,14 +34,12 @@ def convert_annotations(args) -> list[str]:
         source, folder = getattr(args, f"input_{split}_xml_dir"), getattr(args, f"output_{split}_json_dir")
         files = {folder / f"{path.stem}.json": path for path in _listed(source, ".xml", f"input_{split}_xml_dir")}
         todo = [files[path] for path in steps.missing(files)]
-        problems += steps.map_jobs(partial(write_outlines, folder=folder), todo, args, "annotations")[1]
+        problems += attempt_jobs(partial(write_outlines, folder=folder), todo, args.workers, "annotations")[1]
         print(f"{split}: {len(files)} annotations in {folder}")
     return problems
 
 
 def _listed(folder, suffix, flag):
-    if not folder.is_dir():
-        raise BadInput(f"--{flag} {folder}: no such folder")
     found = sorted(path for path in folder.glob(f"*{suffix}") if not path.name.startswith("."))
     if not found:
         raise BadInput(f"--{flag} {folder}: no {suffix} files in it")
@@ -85,7 +84,7 @@ def draw_masks(args) -> list[str]:
         folder = getattr(args, f"output_{split}_mask_dir")
         jobs = {folder / f"{path.stem}.png": (path, slides[path.stem]) for path in outlines if path.stem in slides}
         todo = [(*jobs[path], path) for path in steps.missing(jobs)]
-        notes, failures = steps.map_jobs(write_mask, todo, args, "masks")
+        notes, failures = attempt_jobs(write_mask, todo, args.workers, "masks")
         problems += failures
         absent = [path.stem for path in outlines if path.stem not in slides]
         for note in sorted(filter(None, notes)):

@@ -1,9 +1,11 @@
-"""Steps 3 and 4: patches of normal and of tumour tissue, 768 px of x40, up to 50 a slide.
+"""Steps 3 and 4: patches of normal and of tumour tissue, 768 px of x40, up to --per_slide a slide.
 
 A patch is named after its place, `{slide}_{normal|tumor}_x_{row}_y_{col}_w_768_h_768.jpg`: x is the row, y the column.
 `records/SLIDE.json` in the same folder says that a slide is finished, which patches it gave and by which flags.
 """
 
+import glob
+import re
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,6 +14,7 @@ import numpy as np
 
 from common.errors import BadInput
 from common.files import make_folder, make_subfolder, read_json, read_table, write_json
+from common.parallel import attempt_jobs
 from data.camelyon16 import steps
 from data.camelyon16.outlines import TUMOR
 from data.camelyon16.scan import COARSE, Scan, find_scans
@@ -20,7 +23,8 @@ from data.camelyon16.tissue import CELL, full_cells, tissue_mask
 from data.photos import read_image
 
 SIDE = CELL * 2**COARSE  # px of x40
-MOST = 50  # patches of a slide
+NAME = re.compile(r"(.+)_(?:normal|tumor)_x_\d+_y_\d+_w_\d+_h_\d+\.jpg")
+FLAGS = ("seed", "border", "per_slide")  # that decide which patches a slide gives
 EXCLUDED = {  # slides of CAMELYON16
     **dict.fromkeys(["normal_027", "normal_045"], "tiny tissue"),
     **dict.fromkeys(["normal_108", "normal_150"], "black"),
@@ -50,6 +54,12 @@ def patch_name(slide: str, kind: str, row: int, column: int) -> str:
     return f"{slide}_{kind}_x_{row}_y_{column}_w_{SIDE}_h_{SIDE}.jpg"
 
 
+def slide_of(name: str) -> str | None:
+    """The slide of a patch by its name; None when it is not the name of a patch."""
+    match = NAME.fullmatch(name)
+    return match and match[1]
+
+
 def read_reference(path: Path) -> dict[str, str]:
     """Slide of the test set -> "normal" or "tumor", of CAMELYON16's reference.csv. BadInput when it is not one."""
     table = read_table(path, dtype=str, keep_default_na=False, header=None)
@@ -65,18 +75,28 @@ def read_reference(path: Path) -> dict[str, str]:
     return kinds
 
 
-def cut_slide(job: Job, seed: int, border: str | int) -> str | None:
-    """Write the patches of a slide and then its record; returns what had to be assumed of the slide."""
+def cut_slide(job: Job, flags: dict) -> str | None:
+    """Write the patches of a slide and then its record; returns what had to be assumed of the slide.
+
+    Args:
+        flags: the values of FLAGS.
+    BadInput: the slide or its mask is not usable, or the folder holds other patches of the slide.
+    """
     with Scan(job.slide) as scan:
-        inside = tissue_mask(*scan.coarse(), border)
+        inside = tissue_mask(*scan.coarse(), flags["border"])
         if job.mask is not None:
             inside &= _tumour(job.mask, inside.shape)
-        cells = np.random.default_rng([seed, *job.name.encode()]).permutation(full_cells(inside))[:MOST] * SIDE
-        patches = {job.folder / patch_name(job.name, job.kind, *cell): cell for cell in cells.tolist()}
+        cells = np.random.default_rng([flags["seed"], *job.name.encode()]).permutation(full_cells(inside))
+        corners = (SIDE * cells[: flags["per_slide"]]).tolist()
+        patches = {job.folder / patch_name(job.name, job.kind, *corner): corner for corner in corners}
+        own = job.folder.glob(f"{glob.escape(job.name)}_{job.kind}_x_*.jpg")
+        stranger = next((path for path in sorted(own) if path not in patches), None)
+        if stranger:
+            raise BadInput(f"{stranger}: is there, but not a patch that these flags give; choose another folder")
         for path in steps.missing(patches):
             steps.write_jpeg(path, scan.read(*patches[path], SIDE, SIDE))
         names = sorted(path.name for path in patches)
-        write_json(job.record, {"seed": seed, "border": border, "patches": names})
+        write_json(job.record, {**flags, "patches": names})
         return scan.note and f"{job.name}: {scan.note}"
 
 
@@ -93,7 +113,7 @@ def cut(jobs: list[Job], folder: Path, kind: str, split: str, args) -> list[str]
     """Cut the slides that are not finished. BadInput when the folder's patches were cut by other flags."""
     make_subfolder(make_folder(folder), "records")
     todo = [job for job in jobs if not _is_finished(job, args)]
-    notes, problems = steps.map_jobs(partial(cut_slide, seed=args.seed, border=args.border), todo, args, "slides")
+    notes, problems = attempt_jobs(partial(cut_slide, flags=_flags(args)), todo, args.workers, "slides")
     for note in sorted(filter(None, notes)):
         print(note)
     counts = [len(read_json(job.record)["patches"]) for job in jobs if job.record.exists()]
@@ -101,12 +121,16 @@ def cut(jobs: list[Job], folder: Path, kind: str, split: str, args) -> list[str]
     return problems
 
 
+def _flags(args):
+    return {key: getattr(args, key) for key in FLAGS}
+
+
 def _is_finished(job, args):
     if not job.record.exists():
         return False
-    record, flags = read_json(job.record), {"seed": args.seed, "border": args.border}
-    before = {key: record.get(key) for key in flags}
-    if before != flags:
+    record = read_json(job.record)
+    before = {key: record.get(key) for key in FLAGS}
+    if before != _flags(args):
         made = " ".join(f"--{key} {value}" for key, value in before.items())
         raise BadInput(f"{job.folder}: its patches were cut with {made}; choose another folder")
     return not steps.missing(job.folder / name for name in record["patches"])
@@ -159,11 +183,9 @@ def _cut_places(kind):
     }
 
 
-CUTTING = ("seed", "border")
-NORMAL_PATCHES = Step("patches of normal tissue", cut_normal, _cut_places("normal"), CUTTING)
+NORMAL_PATCHES = Step("patches of normal tissue", cut_normal, _cut_places("normal"))
 TUMOR_PATCHES = Step(
     "patches of tumour",
     cut_tumor,
     {**_cut_places("tumor"), "train_masks_dir": "training/lesion_masks", "test_masks_dir": "testing/lesion_masks"},
-    CUTTING,
 )

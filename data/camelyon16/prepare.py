@@ -26,7 +26,7 @@ STEPS = {
     8: scales.X40,
     9: scales.SCALES,
 }
-EVERYWHERE = ("root", "workers", "seed", "border", "steps")  # flags that a step may ignore
+EVERYWHERE = ("root", "workers", "seed", "border", "per_slide", "steps")  # flags that a step may ignore
 MOST_LINES = 20  # problems that are named
 
 
@@ -38,6 +38,7 @@ def parse_args(argv=None):
     parser.add_argument(
         "--border", type=tissue.border, default="auto", help="coarse pixels of 256 px left out at a slide's sides"
     )
+    parser.add_argument("--per_slide", type=cli.positive, default=50, help="patches kept of a slide, at most")
     cli.add_workers_flag(parser, help="slides or patches worked on at once, each in its own process")
     normalise.add_flags(parser)
     flags: dict[str, dict[str, list[int]]] = {}  # flag -> its place -> steps
@@ -83,9 +84,15 @@ def _check_flags(args):
 
 
 def resolve(number: int, args) -> Namespace:
-    """The arguments with the places of a step. BadInput when it would write over what it reads."""
+    """The arguments with the places of a step. BadInput when it would write where it reads, or cannot read."""
     places = {flag: getattr(args, flag) or args.root / place for flag, place in STEPS[number].places.items()}
-    read = {path.resolve(): flag for flag, path in places.items() if not flag.startswith("output_")}
+    inputs = {flag: path for flag, path in places.items() if not flag.startswith("output_")}
+    for flag, path in inputs.items():
+        if not (path.is_file() if flag.endswith("_path") else path.is_dir()):
+            raise BadInput(
+                f"--{flag} {path}: no such {'file' if flag.endswith('_path') else 'folder'}{_maker(number, flag)}"
+            )
+    read = {path.resolve(): flag for flag, path in inputs.items()}
     written: dict[Path, str] = {}
     for flag, path in places.items():
         if flag.startswith("output_"):
@@ -93,6 +100,16 @@ def resolve(number: int, args) -> Namespace:
             if other != flag:
                 raise BadInput(f"--{flag} {path}: is the folder of --{other} too; choose another one")
     return Namespace(**{**vars(args), **places})
+
+
+def _maker(number, flag):
+    """Which step makes what a step reads, for messages."""
+    place = STEPS[number].places[flag]
+    steps = (
+        n for n in range(1, number) for name, made in STEPS[n].places.items() if "output_" in name and made == place
+    )
+    maker = next(steps, None)
+    return "" if maker is None else f"; step {maker} makes it"
 
 
 def run(number: int, args) -> list[str]:

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from common.files import atomic_open, make_folder, open_input
+from common.parallel import attempt_jobs
 from data.camelyon16 import steps
 from data.camelyon16.steps import PATCH_SETS, Step
 from data.photos import read_image
@@ -49,7 +50,7 @@ def copy_patches(args) -> list[str]:
     """Step 8."""
     files = {args.output_dir / patch.name: patch for patches in _patch_sets(args).values() for patch in patches}
     todo = [(files[path], path) for path in steps.missing(files)]
-    problems = steps.map_jobs(copy, todo, args, "patches")[1]
+    problems = attempt_jobs(copy, todo, args.workers, "patches")[1]
     print(f"{len(todo):,} patches copied, {len(files) - len(todo):,} there already, in {args.output_dir}")
     return problems
 
@@ -74,7 +75,7 @@ def rescale_patches(args) -> list[str]:
     patches = steps.patches_in(args, "image_dir_x40")
     absent = {path.name for path in steps.missing(folder / patch.name for patch in patches for folder in folders)}
     todo = [patch for patch in patches if patch.name in absent]
-    problems = steps.map_jobs(partial(rescale_patch, folders=folders), todo, args, "patches")[1]
+    problems = attempt_jobs(partial(rescale_patch, folders=folders), todo, args.workers, "patches")[1]
     where = " and ".join(map(str, folders))
     print(f"{len(todo):,} patches rescaled, {len(patches) - len(todo):,} there already, in {where}")
     return problems

@@ -14,8 +14,6 @@ COARSE = 8  # level of x40 at which tissue and lesions are drawn: a pixel is 256
 
 def find_scans(folder: Path, flag: str) -> dict[str, Path]:
     """Name -> slide, of a folder. BadInput names flag and folder when there is none, or two of a name."""
-    if not folder.is_dir():
-        raise BadInput(f"--{flag} {folder}: no such folder")
     found = find_files(folder, ("",), (*SUFFIXES, ".svs"))
     if not found:
         raise BadInput(f"--{flag} {folder}: no .tif or .svs slides in it")

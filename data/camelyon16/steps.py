@@ -1,16 +1,13 @@
-"""What the steps of the preparation share: places below --root, jobs over processes, JPEG files."""
+"""What the steps of the preparation share: flags and places below --root, files that are missing, JPEG."""
 
 import argparse
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from common import cli, parallel
-from common.errors import BadInput
 from common.files import atomic_open, make_folder
 
 PATCH_SETS = ("normal_train", "normal_test", "tumor_train", "tumor_test")
@@ -40,26 +37,8 @@ def patch_places(prefix: str, folder: str) -> dict[str, str]:
 
 
 def patches_in(args, flag: str) -> list[Path]:
-    """The patches of a folder, sorted. BadInput names flag and folder when it is not there."""
-    folder = getattr(args, flag)
-    if not folder.is_dir():
-        raise BadInput(f"--{flag} {folder}: no such folder; an earlier step makes it")
-    return sorted(path for path in folder.glob("*.jpg") if not path.name.startswith("."))
-
-
-def map_jobs(task: Callable, jobs: Iterable, args, what: str) -> tuple[list, list[str]]:
-    """The results of task(job) that went well, in the order in which they finish, and a line for each other one."""
-    jobs = list(jobs)
-    results = parallel.map_jobs(partial(_guarded, task), jobs, args.workers)
-    outcomes = list(cli.progress(results, len(jobs), what, what))
-    return [result for result, problem in outcomes if problem is None], sorted(filter(None, (p for _, p in outcomes)))
-
-
-def _guarded(task, job):
-    try:
-        return task(job), None
-    except BadInput as error:
-        return None, str(error)
+    """The patches of a flag's folder, sorted."""
+    return sorted(path for path in getattr(args, flag).glob("*.jpg") if not path.name.startswith("."))
 
 
 def missing(files: Iterable[Path]) -> list[Path]:

@@ -3,12 +3,15 @@
 import os
 import signal
 
+import numpy as np
 import pandas as pd
 import torch
 
 import train_anomaly
-from common import checkpoint, metrics
+from anomaly import runs
+from common import checkpoint, metrics, processes
 from data.normals import NormalTiles
+from data.photos import Arrays
 from data.transforms import Transform, Transformed
 from tests.synthetic import Squares
 
@@ -61,3 +64,25 @@ def content(logdir, *parts: str):
     table = pd.read_csv(logdir / "stats.csv").drop(columns="seconds")
     best = checkpoint.load(logdir / checkpoint.BEST)
     return table.to_csv(), [tensor.tolist() for part in parts for tensor in best[part].values()]
+
+
+def faces(args) -> tuple[NormalTiles, torch.Tensor, np.ndarray]:
+    """scikit-image's lfw_subset, scaled to a tile: 60 faces to train on; 40 others and 100 non-faces, with labels."""
+    from skimage.data import lfw_subset
+
+    images = np.repeat((lfw_subset() * 255).round().astype(np.uint8)[..., None], 3, axis=3)
+    names, labels = [f"lfw_{i}" for i in range(200)], np.repeat([0, 1], 100)
+    data = Transformed(Arrays(images, names, labels.tolist()), Transform(resize=args.tile))
+    training = Transformed(Arrays(images[:60], names[:60], [0] * 60), Transform(resize=args.tile))
+    tiles = torch.stack([data[i][0] for i in range(60, 200)])
+    return NormalTiles(training, args.tile, args.seed), tiles, labels[60:]
+
+
+def faces_apart(method, args) -> float:
+    """AUC of a detector trained on faces, non-faces being abnormal."""
+    processes.seed_everything(args.seed)
+    normals, tiles, labels = faces(args)
+    method.fit(normals, None, args, torch.device("cpu"))
+    detector = method.load(*runs.read_run(args.logdir), torch.device("cpu"))
+    scores = torch.cat([method.score(detector, batch)[0] for batch in tiles.split(35)])
+    return metrics.classification(labels, scores.numpy())["auc"]

@@ -165,3 +165,9 @@ def test_the_setting_depends_on_the_tile(tmp_path):
     assert deep_geo.network_of(large) == {"shift": 16, "depth": 16, "widen": 8}
     small = squares.parse("deep_geo", 32, tmp_path, "--wrn_widen", "2")
     assert deep_geo.network_of(small) == {"shift": 8, "depth": 10, "widen": 2}
+
+
+@pytest.mark.timing
+def test_it_tells_faces_from_other_pictures(tmp_path):
+    args = squares.parse("deep_geo", 32, tmp_path, "-e", "1", "--wrn_depth", "10", "--wrn_widen", "1", "--seed", "1")
+    assert squares.faces_apart(deep_geo, args) > 0.9

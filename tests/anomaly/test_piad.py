@@ -7,7 +7,7 @@ from torch import nn
 
 from anomaly import piad, runs
 from common import checkpoint, processes, signals
-from common.errors import BadInput
+from common.errors import BadInput, WorkFailed
 from tests.anomaly import squares
 from tests.anomaly.squares import content, normal_squares, squares_apart
 
@@ -166,3 +166,17 @@ def test_what_does_not_fit_is_named_before_training(tmp_path, flags, message):
     with pytest.raises(BadInput, match=message):
         fit(parse(tmp_path, *flags))
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_a_loss_that_is_not_finite_stops_with_its_iteration_and_the_last_good_state_is_kept(tmp_path, monkeypatch):
+    losses, taken = piad.train_autoencoder, []
+
+    def diverge(*args):
+        taken.append(losses(*args))
+        return [taken[-1][0] * (torch.nan if len(taken) == 5 else 1), *taken[-1][1:]]
+
+    monkeypatch.setattr(piad, "train_autoencoder", diverge)
+    with pytest.raises(WorkFailed, match="iteration 5: the reconstruction is not finite; lower --lr"):
+        fit(parse(tmp_path))
+    assert checkpoint.load(tmp_path / checkpoint.LATEST)["epoch"] == 1

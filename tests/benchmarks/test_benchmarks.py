@@ -10,6 +10,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
 import baseline
+import bench_anomaly
 import bench_evaluation
 import bench_input
 import bench_memory
@@ -127,3 +128,27 @@ def test_the_benchmark_of_bags_runs(capsys):
     bench_mil.main(["--quick", "--device", "cpu"])
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(",")[0].split(":")[0] for line in lines[1:]] == ["embedding"] * 2 + ["training"] * 3
+
+
+def test_the_straightforward_step_of_dpa_moves_the_weights_alike():
+    args = bench_anomaly.parse_args(["--quick", "--device", "cpu"])
+    tiles, images = torch.rand(4, 3, 16, 16), torch.arange(4)
+    theirs, ours, cached = (bench_anomaly.make_learner(args, torch.device("cpu")) for _ in range(3))
+    cached.cache = bench_anomaly.dpa.References(cached.detector.reference(2 * tiles - 1))
+    for _ in range(2):
+        losses = [bench_anomaly.baseline_step(theirs, tiles)]
+        losses += [learner.step(tiles, images, 1.0)[0] for learner in (ours, cached)]
+    assert [float(loss) for loss in losses] == pytest.approx([float(losses[0])] * 3, rel=1e-5)
+
+
+@pytest.mark.slow
+def test_detectors_table(capsys):
+    bench_anomaly.main(["--quick", "--device", "cpu"])
+    lines = [line for line in capsys.readouterr().out.splitlines() if "|" in line]
+    assert [line.split("|")[0].strip() for line in lines[1:4]] == [
+        "baseline",
+        "images that change",
+        "images that never change",
+    ]
+    assert float(lines[1].split()[-1]) == 1 and "-" in lines[-1]
+    assert numbers(lines[-2].split("|", 1)[1])[0] == 25

@@ -7,8 +7,8 @@ import time
 
 import pytest
 
-from common.errors import WorkFailed
-from common.parallel import map_jobs
+from common.errors import BadInput, WorkFailed
+from common.parallel import attempt_jobs, map_jobs
 
 
 def square(n):
@@ -43,3 +43,17 @@ def test_an_error_ends_the_workers():
     with pytest.raises(ValueError, match="three"):
         list(map_jobs(fail_at_three, list(range(2000)), 2))
     assert not multiprocessing.active_children()
+
+
+def refuse_odd(n):
+    if n % 2:
+        raise BadInput(f"{n}: is odd")
+    return n * n
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_jobs_that_are_bad_input_are_named_and_the_others_done(workers):
+    results, problems = attempt_jobs(refuse_odd, list(range(6)), workers, "numbers")
+    assert (sorted(results), problems) == ([0, 4, 16], ["1: is odd", "3: is odd", "5: is odd"])
+    with pytest.raises(ValueError, match="three"):
+        attempt_jobs(fail_at_three, list(range(6)), workers, "numbers")

@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 import torch
 
+from data import photos
 from data.camelyon import dataset as camelyon
 from data.cluttered_mnist import dataset as mnist
 from data.cluttered_mnist import generate_data, generate_noise_data
+from data.transforms import Transform, Transformed
 
 
 def nmnist(folder, *flags):
@@ -53,10 +55,23 @@ def crops_without_masks(folder):
     return crops(folder, masks=False)
 
 
-@pytest.mark.parametrize(
-    ("make", "known"),
-    [(recipe, True), (files_alone, False), (noise, False), (crops, True), (crops_without_masks, False)],
-)
+def photographs(folder):
+    for label, name in enumerate(("normal", "abnormal")):
+        (folder / "test" / name).mkdir(parents=True)
+        np.save(folder / "test" / name / "a.npy", np.full((32, 32, 3), 100 * label, np.uint8))
+    return {"test": photos.load_folder(argparse.Namespace(photos=folder), "test")}
+
+
+def cut_crops(folder):
+    """Crops as a detector sees them."""
+    return {name: Transformed(data, Transform(crop=24, resize=16)) for name, data in crops(folder).items()}
+
+
+KNOWN = (recipe, crops, cut_crops)
+UNKNOWN = (files_alone, noise, crops_without_masks, photographs)
+
+
+@pytest.mark.parametrize(("make", "known"), [(make, make in KNOWN) for make in (*KNOWN, *UNKNOWN)])
 def test_a_data_set_says_what_it_knows(tmp_path, make, known):
     for data in make(tmp_path).values():
         assert len(data) == len(data.names) == len(data.labels)

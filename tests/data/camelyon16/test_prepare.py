@@ -34,16 +34,11 @@ def slides(tmp_path_factory):
     return root
 
 
-@pytest.fixture(scope="module", autouse=True)
-def few_patches():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(patches, "MOST", MOST)
-        yield
-
-
 def run(root, *steps, flags=()):
     """Run steps in a root, on one process."""
-    return prepare.main([*map(str, steps), "--root", str(root), "--workers", "1", *map(str, flags)])
+    return prepare.main(
+        [*map(str, steps), "--root", str(root), "--workers", "1", "--per_slide", str(MOST), *map(str, flags)]
+    )
 
 
 @pytest.fixture(scope="module")
@@ -150,16 +145,29 @@ def test_the_same_command_writes_nothing_and_what_is_lost_is_made_again(own, cap
 def test_patches_are_the_same_for_any_number_of_processes(prepared, tmp_path):
     out = {split: tmp_path / split for split in ("train", "test")}
     flags = [word for split in out for word in (f"--output_normal_patches_{split}_dir", out[split])]
-    assert prepare.main(["3", "--root", str(prepared), "--workers", "2", *map(str, flags)]) == 0
+    assert run(prepared, 3, flags=[*flags, "--workers", 2]) == 0
     for split, folder in out.items():
         assert contents(folder) == contents(prepared / "patches" / "normal" / split)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("flags", [["--seed", 1], ["--border", 2]])
+@pytest.mark.parametrize("flags", [["--seed", 1], ["--border", 2], ["--per_slide", 4]])
 def test_other_flags_in_the_same_folder_are_refused(prepared, flags):
-    with pytest.raises(BadInput, match="patches were cut with --seed 0 --border auto; choose another folder"):
+    with pytest.raises(
+        BadInput, match="patches were cut with --seed 0 --border auto --per_slide 3; choose another folder"
+    ):
         run(prepared, 3, flags=flags)
+
+
+@pytest.mark.slow
+def test_patches_of_another_program_are_kept_and_named(own, capsys):
+    folder = own / "patches" / "normal" / "train"
+    stranger = folder / "normal_001_normal_x_0_y_0_w_768_h_768.jpg"
+    stranger.write_text("mine")
+    shutil.rmtree(folder / "records")
+    assert run(own, 3) == 1
+    assert f"{stranger}: is there, but not a patch that these flags give" in capsys.readouterr().err
+    assert stranger.read_text() == "mine"
 
 
 @pytest.mark.slow
@@ -262,16 +270,22 @@ def test_wrong_flags_are_one_line(argv, said, capsys):
 
 @pytest.mark.parametrize("step", range(1, 10))
 def test_a_root_without_slides_is_named(tmp_path, step):
-    with pytest.raises(BadInput, match=rf"{re.escape(str(tmp_path))}.*[nN]o such f"):
+    with pytest.raises(BadInput, match=rf"--\w+ {re.escape(str(tmp_path))}/.*: no such (file|folder)") as error:
         run(tmp_path, step)
+    assert ("makes it" in str(error.value)) == (step not in (1, 3, 4, 5)) and not list(tmp_path.iterdir())
 
 
 def test_a_step_does_not_write_where_it_reads(tmp_path):
     flags = ["--image_dir_x40", tmp_path, "--output_dir_x10", tmp_path]
     with pytest.raises(BadInput, match=r"--output_dir_x10 .* is the folder of --image_dir_x40 too"):
         run(tmp_path, 9, flags=flags)
+    same = tmp_path / "b" / ".." / "a"
     with pytest.raises(BadInput, match=r"is the folder of --output_dir_x20 too"):
-        run(tmp_path, 9, flags=["--output_dir_x20", tmp_path / "a", "--output_dir_x10", tmp_path / "b" / ".." / "a"])
+        run(
+            tmp_path,
+            9,
+            flags=["--image_dir_x40", tmp_path, "--output_dir_x20", tmp_path / "a", "--output_dir_x10", same],
+        )
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,365 @@
+"""Anomaly detectors beside each other: run_experiments.py anomaly --photos DIR --methods dpa deep_knn --preset small
+
+Trains and scores the runs that are not done (interrupted ones continue), writes results/anomaly.csv, a row for each run
+and range of the object's size, and draws figures/anomaly_{setting}.png. Places of data that are not given are left out.
+"""
+
+import re
+import shlex
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from common import cli
+from common.errors import BadInput, WorkFailed
+from common.files import atomic_open, make_folder, make_subfolder, read_json, write_csv
+from experiments import executors, plot_results
+from experiments.runs import command
+from experiments.stats import read_numbers
+
+LISTS = {"--list": "normal/train", "--test_list": "normal/test", "--abnormal_list": "anomaly/test"}
+TEN = tuple(map(str, range(10)))
+KEY = ("setting", "dataset", "class", "method", "variant", "seed", "o2i")
+VALUES = ("positives", "auc", "ap", "localization_ap", "seconds", "device")
+TEXTS = ("setting", "dataset", "class", "method", "variant", "o2i", "device")
+CHANCE = 0.5
+
+
+@dataclass(frozen=True)
+class Data:
+    """A data set: help of its flag, number of paths, classes that are normal in turn, and its flags.
+
+    Attributes: flags, from paths and class; settings, class -> rows of anomaly/settings.py by variant.
+    """
+
+    help: str
+    paths: int
+    flags: Callable[[list[Path], str], dict]
+    classes: tuple[str, ...] = ("",)
+    settings: Callable[[str], dict[str, str]] = lambda _: {}
+    of_dpa: tuple[tuple[str, object], ...] = ()  # crop and the like, of methods without a setting
+
+
+def listed(images: Path, lists: Path) -> dict:
+    """Flags of pictures that lists choose."""
+    return {"--root": images, **{flag: lists / name for flag, name in LISTS.items()}}
+
+
+def torchvisions(name: str) -> Data:
+    """A data set of torchvision, each class of which is the normal one in turn."""
+    return Data(
+        f"folder of torchvision's {name}",
+        1,
+        lambda paths, normal: {"--datatype": name, "--root": paths[0], "--classes": normal},
+        TEN,
+        lambda _: {"": "cifar10_class0"} if name == "cifar10" else {},
+        (("--tile", 32), *([("--grey", True)] if name == "svhn" else [])),
+    )
+
+
+DATASETS = {
+    "photos": Data("folder of {train,test}/{normal,abnormal}", 1, lambda paths, _: {"--photos": paths[0]}),
+    "mnist": Data("nMNIST folder", 1, lambda paths, _: {"--data_path": paths[0]}),
+    "camelyon": Data(
+        "nCAMELYON: folders of positives and of negatives",
+        2,
+        lambda paths, _: {"--pos_path": paths[0], "--neg_path": paths[1]},
+    ),
+    "camelyon16": Data(
+        "root of data/camelyon16/prepare.py",
+        1,
+        lambda paths, _: {"--datatype": "list", **listed(paths[0] / "x10", paths[0] / "splits" / "healthy")},
+        settings=lambda _: {
+            **{"": "camelyon16", "growing": "camelyon16_pg", "l1": "camelyon16_l1"},
+            **{"adversarial": "camelyon16_adversarial"},
+        },
+        of_dpa=(("--crop", 64),),
+    ),
+    "nih": Data(
+        "folders of nih.py resize and of nih.py folds",
+        2,
+        lambda paths, view: {"--datatype": "nih", **listed(paths[0], paths[1] / view)},
+        ("AP", "PA"),
+        lambda view: {"": "nih", "growing": f"nih_{view.lower()}_pg"},
+        (("--resize", 64),),
+    ),
+    "cifar10": torchvisions("cifar10"),
+    "svhn": torchvisions("svhn"),
+}
+METHODS = ("dpa", "piad", "deep_geo", "deep_if", "deep_knn")
+ABLATIONS = {  # of DPA: what is added to its flags where no setting says it
+    "growing": {"--progressive": True},
+    "pixels": {"--loss": "l1"},
+    "l1": {"--l1_weight": 0.1},
+    "adversarial": {"--adv_weight": 0.1, "--n_dis": 2, "--lr": 2e-4},
+}
+PAPER = {  # Shvetsova et al. 2021's repository
+    "piad": {"--iters": 100_000, "-b": 32},
+    "deep_if": {"--embedder": "inception_resnet_v2", "--layers": "concat", "-b": 32},
+}
+SMALL = {  # in minutes on a CPU
+    "dpa": {"--latent_res": 1, "--latent_dim": 16, "--dims": 16, "--layer": "r32", "--iters": 200, "-b": 16},
+    "piad": {"--latent_dim": 16, "--dims": 16, "--critic_dims": 16, "--layer": "r32", "--iters": 100, "-b": 16},
+    "deep_geo": {"-e": 1, "--wrn_depth": 10, "--wrn_widen": 1},
+    "deep_if": {"--layers": "r32"},
+    "deep_knn": {"--layer": "r32"},
+}
+PRESETS = {"paper": PAPER, "small": SMALL}
+
+
+def parse_args(argv=None):
+    parser = cli.ArgumentParser(prog="run_experiments.py anomaly", description=__doc__)
+    add = parser.add_argument
+    add("--methods", nargs="+", choices=METHODS, default=list(METHODS), help="which")
+    add("--datasets", nargs="+", choices=DATASETS, help="which (default: all whose place is given)")
+    for name, data in DATASETS.items():
+        add(f"--{name}", type=cli.path, nargs=data.paths, metavar="DIR", help=data.help)
+    add(
+        "--classes", nargs="+", help="which normal classes, of cifar10 and svhn 0 to 9, of nih AP and PA (default: all)"
+    )
+    add("--runs", type=cli.positive, default=3, help="seeds")
+    add("--ablation", action="store_true", help=f"DPA also as {', '.join(ABLATIONS)}")
+    add("--preset", choices=PRESETS, default="paper", help="Shvetsova 2021's settings, or minutes on a CPU")
+    add("--side", type=cli.positive, help="scale images to so many px, and take them for tiles")
+    add("--embedder", help="network of features, in place of the preset's")
+    add("--embedder_weights", help="its weights: imagenet, FILE or random")
+    add("--root", type=cli.path, default=Path("runs/anomaly"), help="folder of the run folders")
+    plot_results.add_out_flag(parser)
+    add("--dry_run", action="store_true", help="print the commands, and end")
+    add("--jobs", type=cli.positive, help="runs at a time (default: a GPU each, or a CPU core)")
+    cli.add_workers_flag(parser, 0, help="processes of each run that read images, 0 = none")
+    return parser.parse_args(argv)
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where the run folders are."""
+
+    root: Path
+
+
+@dataclass(frozen=True)
+class Run:
+    """A detector trained on a data set with a seed, as experiments.executors takes it to its end.
+
+    Attributes: setting, what all runs of a table share; training, scoring: flags of the two commands.
+    """
+
+    places: Places
+    setting: str
+    dataset: str
+    normal: str
+    method: str
+    variant: str
+    seed: int
+    training: tuple
+    scoring: tuple
+    localise = False
+
+    @property
+    def name(self) -> str:
+        parts = (self.method, self.variant, as_name(self.setting), f"s{self.seed}")
+        data = "_".join(filter(None, (self.dataset, self.normal)))
+        return f"{data}/{'_'.join(filter(None, parts))}"
+
+    @property
+    def logdir(self) -> Path:
+        return self.places.root / "runs" / self.name
+
+    def commands(self) -> list[list[str]]:
+        """Script and flags of training and scoring."""
+        return [
+            words("train_anomaly.py", {"--method": self.method, "--logdir": self.logdir, **dict(self.training)}),
+            words("score_anomaly.py", {"--logdir": self.logdir, "--overlays": 0, **dict(self.scoring)}),
+        ]
+
+    @property
+    def scores(self) -> Path:
+        return self.logdir / "scores" / "test.json"
+
+
+def as_name(setting: str) -> str:
+    """The setting in a file's name."""
+    return re.sub(r"[^\w.]+", "_", setting)
+
+
+def words(script: str, flags: dict) -> list[str]:
+    """The words after `python`; True is a flag without value."""
+    given = {flag: value for flag, value in flags.items() if value is not True}
+    return command(script, given) + [flag for flag, value in flags.items() if value is True]
+
+
+def plan(args) -> Iterator[Run]:
+    """All runs, the first seed of every one first."""
+    changes = [args.preset, args.side and f"{args.side} px", args.embedder, args.embedder_weights]
+    setting = " ".join(Path(str(change)).name for change in changes if change)
+    for seed in range(1, args.runs + 1):
+        for dataset in chosen(args):
+            for normal in classes_of(dataset, args.classes):
+                for method in args.methods:
+                    for variant in ["", *ABLATIONS] if args.ablation and method == "dpa" else [""]:
+                        flags = training_flags(args, dataset, normal, method, variant) | {"--seed": seed}
+                        scoring = {"--workers": args.workers}
+                        yield Run(
+                            Places(args.root.absolute()),
+                            setting,
+                            dataset,
+                            normal,
+                            method,
+                            variant,
+                            seed,
+                            tuple(flags.items()),
+                            tuple(scoring.items()),
+                        )
+
+
+def chosen(args) -> list[str]:
+    """The data sets. BadInput when the place of one, or of all, is not given."""
+    given = [name for name in DATASETS if getattr(args, name)]
+    lacking = [name for name in args.datasets or [] if name not in given]
+    if lacking or not given:
+        where = " or ".join(f"--{name} DIR" for name in lacking or DATASETS)
+        raise BadInput(f"where the data are is not said: give {where}")
+    return args.datasets or given
+
+
+def classes_of(dataset: str, asked: list[str] | None) -> tuple[str, ...]:
+    """The classes that are normal in turn. BadInput for one that the data set lacks."""
+    own = DATASETS[dataset].classes
+    if asked is None or own == ("",):
+        return own
+    unknown = [name for name in asked if name not in own]
+    if unknown:
+        raise BadInput(f"--classes {unknown[0]}: {dataset} has {', '.join(own)}")
+    return tuple(asked)
+
+
+def training_flags(args, dataset: str, normal: str, method: str, variant: str) -> dict:
+    """Flags of train_anomaly.py, but for method, seed and folder."""
+    data = DATASETS[dataset]
+    paths = [path.absolute() for path in getattr(args, dataset)]
+    setting = data.settings(normal) if method == "dpa" and args.preset == "paper" else {}
+    flags = data.flags(paths, normal) | ({} if setting else dict(data.of_dpa)) | PRESETS[args.preset].get(method, {})
+    if setting:
+        flags["--setting"] = setting.get(variant, setting[""])
+    if variant not in setting:
+        flags |= ABLATIONS[variant] if variant else {}
+        flags |= {"--stage_iters": SMALL["dpa"]["--iters"]} if (variant, args.preset) == ("growing", "small") else {}
+    if args.side:
+        flags |= {"--resize": args.side, "--tile": args.side}
+    if method != "deep_geo":
+        own = {"--embedder": args.embedder, "--embedder_weights": args.embedder_weights}
+        flags |= {flag: value for flag, value in own.items() if value}
+    return flags | {"--workers": args.workers}
+
+
+def is_done(run: Run) -> bool:
+    """Whether the last detector is scored."""
+    best = run.logdir / "best_checkpoint.pth"
+    return run.scores.exists() and best.exists() and best.stat().st_mtime <= run.scores.stat().st_mtime
+
+
+def rows(run: Run) -> list[dict]:
+    """A finished run's lines of the results: all sizes, then each range that has an AUC."""
+    found, config = read_json(run.scores), read_json(run.logdir / "config.json")
+    seconds = read_numbers(run.logdir / "stats.csv", ["seconds"])["seconds"].sum()
+    about = {"setting": run.setting, "dataset": run.dataset, "class": run.normal, "method": run.method}
+    about |= {"variant": run.variant, "seed": run.seed, "seconds": round(seconds, 1), "device": config.get("device")}
+    lines = []
+    for part in ({**found, "o2i": "all"}, *found.get("ranges", [])):
+        if part.get("auc") is not None:
+            lines.append({**about, **{name: part.get(name) for name in ("o2i", "positives", "auc", "ap")}})
+            lines[-1]["localization_ap"] = part.get("localization_ap")
+    return lines
+
+
+def read(path: Path):
+    """The table of results. BadInput when it is none."""
+    numbers, gaps = ("seed", "positives", "auc", "ap", "seconds"), ("localization_ap",)
+    table = read_numbers(path, numbers, gaps, TEXTS, dtype=dict.fromkeys(TEXTS, str))
+    return table.fillna(dict.fromkeys(TEXTS, ""))
+
+
+def update(path: Path, lines: list[dict]) -> None:
+    """Add lines to the table, in place of those of the same run and range."""
+    import pandas as pd
+
+    table = pd.DataFrame(lines, columns=KEY + VALUES)
+    if path.exists():
+        table = pd.concat([read(path), table], ignore_index=True)
+    table = table.drop_duplicates(list(KEY), keep="last").sort_values(list(KEY))
+    make_subfolder(make_folder(path.parent.parent), path.parent.name)
+    write_csv(path, table.round(5).to_dict("records"), KEY + VALUES)
+
+
+def main(argv=None):
+    args = parse_args(argv)
+    runs = list(plan(args))
+    todo = [run for run in runs if not is_done(run)]
+    print(f"anomaly ({runs[0].setting}): {len(runs)} runs, {len(todo)} to do", flush=True)
+    if args.dry_run:
+        for line in (shlex.join(words) for run in todo for words in run.commands()):
+            print(f"python {line}")
+        return
+    table, failures = args.out / "results" / "anomaly.csv", []
+    if table.exists():
+        read(table)  # so that a damaged one is named before work begins
+    for run, ending in executors.run_local(todo, args.jobs):
+        if not is_done(run):
+            failures.append(f"{run.name} ({ending})")
+        print(f"failed    {failures[-1]}" if not is_done(run) else f"done      {run.name}", flush=True)
+    done = [line for run in runs if is_done(run) for line in rows(run)]
+    if done:
+        update(table, done)
+        for path in draw(table, args.out / "figures"):
+            print(f"wrote {path}")
+    if failures:
+        raise WorkFailed(f"{len(failures)} runs failed: {'; '.join(failures)}")
+
+
+def draw(path: Path, folder: Path) -> list[Path]:
+    """Draw each setting of the table: a panel for each data set; returns the PNGs."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    paths = []
+    for setting, table in read(path).groupby("setting"):
+        names = list(dict.fromkeys(table["dataset"]))
+        canvas = Figure(figsize=(max(5.6, 4.6 * len(names)), 3.8), dpi=110, layout="constrained")
+        for axis, name in zip(canvas.subplots(1, len(names), squeeze=False)[0], names, strict=True):
+            draw_panel(axis, table[table["dataset"] == name], name)
+        n = table["seed"].nunique()
+        seeds = "one seed" if n == 1 else f"mean and standard deviation over {n} seeds"
+        canvas.suptitle(f"Anomaly detectors\nsetting: {setting}; {seeds}", fontsize=8)
+        paths.append(make_folder(folder) / f"anomaly_{as_name(setting)}.png")
+        with atomic_open(paths[-1]) as file:
+            FigureCanvasAgg(canvas).print_png(file)
+    return paths
+
+
+def upper_edge(o2i: str) -> float:
+    """Where a range like (10-50] % or <= 0.01 % ends; all sizes come before all of them."""
+    numbers = re.findall(r"[\d.]+", o2i)
+    return float(numbers[-1]) if numbers else float("inf")
+
+
+def draw_panel(axis, table, name: str) -> None:
+    """AUC by range of the object's size, a colour for each method; over classes the mean of a seed is taken."""
+    import seaborn as sns
+
+    sizes = sorted(set(table["o2i"]), key=upper_edge, reverse=True)
+    table = table.assign(label=(table["method"] + " " + table["variant"]).str.strip())
+    labels = list(dict.fromkeys(table["label"]))
+    colours, width = dict(zip(labels, sns.color_palette("colorblind", len(labels)), strict=True)), 0.8 / len(labels)
+    for number, label in enumerate(labels):
+        of_seeds = table[table["label"] == label].groupby(["o2i", "seed"])["auc"].mean().unstack()
+        at = np.arange(len(sizes)) + (number - (len(labels) - 1) / 2) * width
+        means, deviations = (getattr(of_seeds.reindex(sizes), name)(axis=1) for name in ("mean", "std"))
+        axis.bar(at, means, 0.9 * width, yerr=deviations, color=colours[label], label=label, capsize=2)
+    axis.axhline(CHANCE, color="grey", linewidth=0.8, linestyle="--", zorder=0)
+    axis.set_xticks(range(len(sizes)), sizes)
+    axis.set(title=name, xlabel="object-to-image ratio", ylabel="AUC", ylim=(0, 1.3), xlim=(-0.7, len(sizes) - 0.3))
+    axis.set_yticks(np.arange(0, 1.01, 0.25))
+    axis.legend(fontsize=7, ncols=3, frameon=False, loc="upper center")
