@@ -5,13 +5,22 @@ RUN := $(VENV)/bin/python
 READY := $(VENV)/ready
 export GOMP_SPINCOUNT ?= 10000  # see common/__init__.py; the tests import torch first
 
-.PHONY: demo demo-camelyon test torture lint bench clean
+.PHONY: demo demo-camelyon demo-anomaly demo-mil demo-retrieval test torture lint bench clean
 
 demo: $(READY)
 	$(RUN) experiments/demo.py mnist
 
 demo-camelyon: $(READY)
 	$(RUN) experiments/demo.py camelyon
+
+demo-anomaly: $(READY)
+	$(RUN) experiments/demo_anomaly.py
+
+demo-mil: $(READY)
+	$(RUN) experiments/demo_mil.py
+
+demo-retrieval: $(READY)
+	$(RUN) experiments/demo_retrieval.py
 
 test: $(READY)
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n 2 --dist loadfile
@@ -33,6 +42,9 @@ bench: $(READY)
 	$(RUN) benchmarks/bench_evaluation.py
 	$(RUN) benchmarks/bench_memory.py
 	$(RUN) benchmarks/bench_training.py
+	$(RUN) benchmarks/bench_nearest.py
+	$(RUN) benchmarks/bench_anomaly.py
+	$(RUN) benchmarks/bench_mil.py
 
 $(READY): requirements.txt
 	$(PYTHON) -m venv --clear $(VENV)

@@ -17,7 +17,15 @@ from experiments import demo
 from tests.synthetic import environment
 
 ROOT = Path(__file__).parent.parent
-PAGES = ("README.md", "docs/FORMATS.md", "docs/RELIABILITY.md", "docs/SCALING.md")  # in the order of reading
+PAGES = (  # in the order of reading
+    "README.md",
+    "docs/FORMATS.md",
+    "docs/RELIABILITY.md",
+    "docs/SCALING.md",
+    "docs/ANOMALY.md",
+    "docs/MIL.md",
+    "docs/RETRIEVAL.md",
+)
 NOTES = """data/cluttered_mnist/generate_data.py --digit-clutter --distortion-num 25 --patch-size 64 --type detection
     --canvas 256 --out DIR --mnist MNIST_DIR
 data/cluttered_mnist/generate_noise_data.py --canvas 256 --num_train 11276 --out DIR
