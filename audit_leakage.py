@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 import common  # noqa: F401 (before torch)
-from common import cli, lock, processes
+from common import cli, lock, processes, runfolder
 from common.errors import BadInput
 from common.files import make_subfolder, read_json, read_table, write_json
 from data import SPLITS
@@ -106,7 +106,7 @@ def main(argv=None):
     network = resnet.load_network(args.logdir) if args.logdir else embedders.build(args, pool="gem")
     with lock.held(args.out, "--out"):
         vectors = embed_all(queries, gallery, reference, network.to(device), args, device)
-        report = {"embedder": network.describe(), "orientations": args.orientations}
+        report = {"arguments": runfolder.plain(args), "embedder": network.describe()}
         report["threshold"] = choose_threshold(gallery, reference, vectors, args, device)
         threshold = report["threshold"]["distance"]
         found = [look_up(each, gallery, vectors, threshold, args, device) for each in queries]

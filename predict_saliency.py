@@ -79,7 +79,7 @@ def main(argv=None):
         draw_pictures(data, maps, args.overlays)
         report(maps, data, args.split)
         maps.publish()
-        scores.write(args.logdir, args.split, maps.rows)
+        scores.write(args.logdir, args.split, maps.rows, threshold=0.0)  # of logit 1 minus logit 0
     print(f"scores of {args.split} by object size in {args.logdir / 'scores'}")
     print(f"maps, overlays, pred.csv and contact_sheet.png in {maps.target}")
 

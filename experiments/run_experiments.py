@@ -19,7 +19,7 @@ from common import cli
 from common.errors import BadInput, WorkFailed
 from common.files import read_json, read_table
 from data.cluttered_mnist import digits
-from experiments import figures, plot_results, runs, sources
+from experiments import anomaly, figures, leakage, plot_results, runs, sources
 from experiments.figures import AXES, CROP_DATA, FIGURES, PRESETS, Point
 from experiments.runs import Places, Run
 
@@ -29,7 +29,7 @@ REAL_SLIDES = 100  # negatives of CAMELYON17 come from 197 training slides, made
 def parse_args(argv=None):
     parser = cli.ArgumentParser(description=__doc__, epilog="Other methods: run_experiments.py anomaly --help")
     add = parser.add_argument
-    add("figures", nargs="+", choices=FIGURES, help="which")
+    add("figures", nargs="+", choices=[*FIGURES, leakage.NAME], help="which; leakage is of made slides")
     add(
         "--preset",
         choices=PRESETS,
@@ -62,10 +62,10 @@ def parse_args(argv=None):
 def main(argv=None):
     words = sys.argv[1:] if argv is None else argv
     if words[:1] == ["anomaly"]:  # which has other data, methods and columns
-        from experiments import anomaly
-
         return anomaly.main(words[1:])
     args = parse_args(words)
+    if leakage.NAME in args.figures:
+        return run_leakage(args)
     check(args, PRESETS[args.preset].batch_size)
     plans = {name: plan(name, args) for name in dict.fromkeys(args.figures)}
     if not any(plans.values()):
@@ -87,6 +87,13 @@ def main(argv=None):
         conclude(name, args.out)
     if failures:
         raise WorkFailed(f"{len(failures)} runs failed: {'; '.join(failures)}")
+
+
+def run_leakage(args) -> None:
+    """The figure of made slides, whose runs no preset decides. BadInput beside other figures."""
+    if len(args.figures) > 1 or args.dry_run:
+        raise BadInput(f"{leakage.NAME}: expected without other figures and without --dry_run")
+    leakage.run(args.root, args.out, args.seeds, args.epochs)
 
 
 def check(args, batch_size: int) -> None:

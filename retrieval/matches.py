@@ -14,7 +14,7 @@ from retrieval.index import Vectors, all_distances, turned
 
 COLUMNS = ("query", "split", "label", "match", "match_split", "distance", "ncc", "same_slide", "same_lesion", "overlap")
 CORRELATED_SIDE = 64  # px that larger images are shrunk to before they are correlated
-ROWS = 64  # queries whose distances to all of the gallery are held at once
+ROWS = 32  # queries whose distances to all of the gallery are held at once
 PAIRS_PER_LINE, LINES_NEAR, LINES_BEYOND = 3, 4, 2  # of pairs.png
 
 
