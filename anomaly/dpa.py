@@ -33,7 +33,8 @@ def add_flags(parser) -> None:
     """Declare network, growing, loss, schedule and the frozen VGG."""
     group = parser.add_argument_group("DPA")
     add = group.add_argument
-    add("--setting", choices=SETTINGS, help="take a configuration of Shvetsova 2021 as the defaults of the other flags")
+    what = "take a configuration of Shvetsova 2021 as the defaults of the other flags"
+    cli.neutral(add("--setting", choices=SETTINGS, help=what))
     add("--network", choices=autoencoder.CONVOLUTIONS, default="residual18", help="kind of encoder and decoder")
     add("--latent_res", type=cli.positive, default=8, help="px a side of the code; 1: a code without places")
     add("--latent_dim", type=cli.positive, default=4, help="channels of the code")
@@ -58,9 +59,8 @@ def add_flags(parser) -> None:
     )
     add("--min_delta", type=cli.nonnegative_float, default=0.0, help="by which an epoch must be better")
     add("--finetune_from", type=cli.path, help="best_checkpoint.pth of a run whose weights to start from")
-    add(
-        "--cache_mb", type=cli.natural, default=1024, help="memory for VGG's features of images that never change"
-    ).neutral = True
+    what = "memory for VGG's features of images that never change"
+    cli.neutral(add("--cache_mb", type=cli.natural, default=1024, help=what))
     perceptual.add_flags(parser, "r42")
 
 
