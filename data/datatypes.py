@@ -9,9 +9,8 @@ from data.camelyon import dataset as camelyon
 from data.cluttered_mnist import dataset as mnist
 from data.transforms import Transform, Transformed
 
-LOCATIONS = {  # flag that says where the data are -> --datatype
-    **{"data_path": "mnist", "neg_path": "camelyon", "photos": "photos", "root": "list"}
-}
+# flag that says where the data are -> --datatype
+LOCATIONS = {"data_path": "mnist", "neg_path": "camelyon", "photos": "photos", "root": "list"}
 NAMES = ("mnist", "camelyon", "photos", "list", "nih", "cifar10", "svhn")
 
 
