@@ -4,8 +4,10 @@ The run knows its data; a data flag given here scores other images. Writes LOGDI
 of the object where it is known, and in LOGDIR/scores/{split}/ overlays, a contact sheet and, with --maps, the maps.
 """
 
+import argparse
 import hashlib
 import re
+from pathlib import Path
 
 import numpy as np
 
@@ -16,7 +18,7 @@ from anomaly.scoring import AGGREGATES, ScoredImage, score_images
 from common import cli, lock, pictures, processes, runfolder, scores
 from common.errors import BadInput
 from common.files import make_subfolder, write_npy
-from common.growing import GrowingTable
+from common.table import GrowingTable
 from data import SPLITS, datatypes, loaders
 
 OWN = re.compile(r"map_\d+\.npy|overlay_\d+\.png|contact_sheet\.png")
@@ -28,7 +30,9 @@ def parse_args(argv=None):
     parser = cli.ArgumentParser(description=__doc__)
     runfolder.add_logdir_flag(parser)
     parser.add_argument("--split", choices=SPLITS, default="test", help="images to score")
-    parser.add_argument("--name", help="of what is written below LOGDIR/scores (default: the split, or images)")
+    parser.add_argument(
+        "--name", type=plain_name, help="of what is written below LOGDIR/scores (default: the split, or images)"
+    )
     parser.add_argument("--stride", type=cli.positive, help="px from tile to tile (default: half a tile)")
     parser.add_argument("--tile", type=cli.positive, help="px a side of a tile (default, and no other: the run's)")
     parser.add_argument("--aggregate", choices=AGGREGATES, default="max", help="an image's score from its tiles'")
@@ -41,6 +45,13 @@ def parse_args(argv=None):
     group.add_argument("--images", type=cli.path, help="folder of images without labels, to score these")
     datatypes.add_flags(parser)
     return parser.parse_args(argv), parser
+
+
+def plain_name(text: str) -> str:
+    """Parse the name of a file, without a folder (an argparse type)."""
+    if not text.strip(".") or Path(text).name != text:
+        raise argparse.ArgumentTypeError(f"expected a name without folders, got {text!r}")
+    return text
 
 
 def main(argv=None):
@@ -57,6 +68,7 @@ def main(argv=None):
         raise BadInput(f"--tile {args.tile}: the detector in {path} takes {config['tile']} px; leave the flag out")
     args.tile, args.stride = config["tile"], args.stride or max(1, config["tile"] // 2)
     data = datatypes.load_unlabelled(args, args.images) if args.images else datatypes.load(args, args.split)
+    datatypes.verify(args)
     if data.in_channels != config["in_channels"]:
         raise BadInput(
             f"{path}: the detector takes {config['in_channels']} channels, the images have {data.in_channels}"
@@ -65,7 +77,7 @@ def main(argv=None):
     with lock.held(args.logdir, "--logdir", ".scores.lock"):
         detector = method.load(saved, path, device)
         identity = {"checkpoint": hashlib.sha256(path.read_bytes()).hexdigest(), "data": data.fingerprint()}
-        identity |= {name: getattr(args, name) for name in ("stride", "aggregate", "maps", "overlays", "precision")}
+        identity |= {name: getattr(args, name) for name in ("stride", "aggregate", "maps", "precision")}
         folder = make_subfolder(make_subfolder(args.logdir, "scores"), args.name)
         table = GrowingTable(folder, identity | {"images": vars(data.transform)}, OWN, scores.COLUMNS)
         scorer = Scorer(data, args, device, lambda tiles: method.score(detector, tiles.to(device)))
@@ -114,9 +126,10 @@ def draw_pictures(scorer: Scorer, table: GrowingTable) -> None:
 
     All are drawn on one scale, from the maps' usual median to nearly the highest value of all.
     """
-    if (table.folder / "contact_sheet.png").exists():
-        return
     overlays = table.rows[: scorer.args.overlays]
+    wanted = ["contact_sheet.png", *(f"overlay_{row['img']}.png" for row in overlays)]
+    if all((table.folder / name).exists() for name in wanted):
+        return
     sheet = extremes(table.rows)
     chosen = sorted({row["img"] for row in [*overlays, *(row for rows in sheet.values() for row in rows)]})
     low = np.median([row["middle"] for row in table.rows])

@@ -49,6 +49,7 @@ def main(argv=None):
     if processes.world_size() > 1:
         raise BadInput("train_anomaly.py runs in one process: start it without torchrun")
     normals, val = (load_tiles(args, split) for split in ("train", "val"))
+    datatypes.verify(args)
     if normals is None:
         raise BadInput(f"--datatype {args.datatype}: no normal training images")
     if args.batch_size > normals.n_images:

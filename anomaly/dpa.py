@@ -24,8 +24,12 @@ from models.perceptual import Perceptual, layer_text, layer_weights
 PIXEL_LOSSES = {"l1": torch.abs, "l2": torch.square}
 MOST_LOSS = 1e6  # above which training is given up
 COLUMNS = {
-    **{"epoch": None, "stage": "stage/number", "resolution": "stage/resolution"},
-    **{"loss": "train_epoch/loss", "images_per_s": None, "seconds": None},
+    "epoch": None,
+    "stage": "stage/number",
+    "resolution": "stage/resolution",
+    "loss": "train_epoch/loss",
+    "images_per_s": None,
+    "seconds": None,
 }
 
 
@@ -33,7 +37,8 @@ def add_flags(parser) -> None:
     """Declare network, growing, loss, schedule and the frozen VGG."""
     group = parser.add_argument_group("DPA")
     add = group.add_argument
-    add("--setting", choices=SETTINGS, help="take a configuration of Shvetsova 2021 as the defaults of the other flags")
+    what = "take a configuration of Shvetsova 2021 as the defaults of the other flags"
+    cli.neutral(add("--setting", choices=SETTINGS, help=what))
     add("--network", choices=autoencoder.CONVOLUTIONS, default="residual18", help="kind of encoder and decoder")
     add("--latent_res", type=cli.positive, default=8, help="px a side of the code; 1: a code without places")
     add("--latent_dim", type=cli.positive, default=4, help="channels of the code")
@@ -50,17 +55,11 @@ def add_flags(parser) -> None:
     add("--n_dis", type=cli.positive, default=2, help="steps of the critic, with --adv_weight, before each step")
     add("--lr", type=cli.positive_float, default=1e-3, help="learning rate of Adam")
     add("--val_iter", type=cli.positive, default=1000, help="steps of an epoch, after which it validates and saves")
-    add(
-        "--patience",
-        type=cli.natural,
-        default=0,
-        help="end after so many epochs of the last stage without a better one",
-    )
+    add("--patience", type=cli.natural, default=0, help="end after so many epochs of the last stage without a better")
     add("--min_delta", type=cli.nonnegative_float, default=0.0, help="by which an epoch must be better")
     add("--finetune_from", type=cli.path, help="best_checkpoint.pth of a run whose weights to start from")
-    add(
-        "--cache_mb", type=cli.natural, default=1024, help="memory for VGG's features of images that never change"
-    ).neutral = True
+    what = "memory for VGG's features of images that never change"
+    cli.neutral(add("--cache_mb", type=cli.natural, default=1024, help=what))
     perceptual.add_flags(parser, "r42")
 
 

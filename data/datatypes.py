@@ -4,14 +4,13 @@ from pathlib import Path
 
 from common import cli
 from common.errors import BadInput
-from data import photos, transforms
+from data import loaders, photos, transforms
 from data.camelyon import dataset as camelyon
 from data.cluttered_mnist import dataset as mnist
 from data.transforms import Transform, Transformed
 
-LOCATIONS = {  # flag that says where the data are -> --datatype
-    **{"data_path": "mnist", "neg_path": "camelyon", "photos": "photos", "root": "list"}
-}
+# flag that says where the data are -> --datatype
+LOCATIONS = {"data_path": "mnist", "neg_path": "camelyon", "photos": "photos", "root": "list"}
 NAMES = ("mnist", "camelyon", "photos", "list", "nih", "cifar10", "svhn")
 
 
@@ -67,6 +66,12 @@ def load(args, split: str) -> Transformed:
 def load_unlabelled(args, folder: Path) -> Transformed:
     """All pictures below a folder."""
     return _transformed(photos.load_unlabelled(folder), args)
+
+
+def verify(args) -> None:
+    """With --verify, check the files of nMNIST and nCAMELYON against their checksums. BadInput names a bad one."""
+    folders = {"mnist": [args.data_path], "camelyon": [args.neg_path, args.pos_path]}.get(args.datatype, [])
+    loaders.verify(args, *(folder for folder in folders if folder is not None))
 
 
 def _load(args, split, normals):

@@ -196,19 +196,23 @@ def load_unlabelled(folder: Path) -> Photos:
 
 def load_lists(args, split: str) -> Photos | None:
     """The pictures below args.root that a split's lists name; None without lists. BadInput names a missing one."""
-    normal = _read_list(args, LISTS[split])
-    abnormal = _read_list(args, "abnormal_list") if split == "test" else []
+    normal, abnormal = _read_list(args, LISTS[split]), _read_list(args, "abnormal_list")
     if args.root is None:
         raise BadInput(f"--root is needed with --datatype {args.datatype}")
+    _refuse_both(args, LISTS[split], normal, abnormal)
+    abnormal = abnormal if split == "test" else []
     if not normal and not abnormal:
         return None
-    both = sorted({*normal} & {*abnormal})
-    if both:
-        raise BadInput(f"--abnormal_list {args.abnormal_list}: names {both[0]}, which --{LISTS[split]} names too")
     for name in (*normal, *abnormal):
         if not (args.root / name).is_file():
             raise BadInput(f"{args.root / name}: no such file, but a list names it")
     return Photos(args.root, normal + abnormal, [0] * len(normal) + [1] * len(abnormal))
+
+
+def _refuse_both(args, flag, normal, abnormal):
+    both = sorted({*normal} & {*abnormal})
+    if both:
+        raise BadInput(f"--{flag} {getattr(args, flag)}: names {both[0]}, which --abnormal_list names too")
 
 
 def _read_list(args, flag):
@@ -230,6 +234,8 @@ def load_arrays(args, split: str) -> Arrays | None:
     normal, abnormal = _read_numbers(args, LISTS[split]), _read_numbers(args, "abnormal_list")
     if split == "val" and normal is None:
         return None
+    if normal is not None and abnormal is not None:
+        _refuse_both(args, LISTS[split], normal.tolist(), abnormal.tolist())
     listed = normal is not None or (split == "test" and abnormal is not None)
     part = "train" if split != "test" or listed else "test"
     images, classes = _torchvision(args.datatype, args.root, part)

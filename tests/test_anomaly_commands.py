@@ -13,7 +13,7 @@ import score_anomaly
 import train_anomaly
 from common import checkpoint, cli, scores
 from common.errors import BadInput
-from common.growing import GrowingTable
+from common.table import GrowingTable
 from data.cluttered_mnist import generate_data
 from models import embedders
 

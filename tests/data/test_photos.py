@@ -122,10 +122,10 @@ def test_lists_name_normal_and_abnormal_pictures(tmp_path):
     assert photos.load_lists(args, "val") is None
     with pytest.raises(BadInput, match=r"e\.png: no such file"):
         photos.load_lists(flags(*where, "--test_list", tmp_path / "gone"), "test")
-    with pytest.raises(BadInput, match=r"names a\.png, which --test_list names too"):
-        photos.load_lists(
-            flags(*where, *["--test_list", tmp_path / "train", "--abnormal_list", tmp_path / "train"]), "test"
-        )
+    for split, flag in (("train", "--list"), ("test", "--test_list")):
+        both = flags("--root", tmp_path, flag, tmp_path / "abnormal", "--abnormal_list", tmp_path / "abnormal")
+        with pytest.raises(BadInput, match=rf"{flag} .*: names d\.png, which --abnormal_list names too"):
+            photos.load_lists(both, split)
     (tmp_path / "train").write_text("\n")
     with pytest.raises(BadInput, match=r"--list .*train: names no picture"):
         photos.load_lists(args, "train")
