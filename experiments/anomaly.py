@@ -11,6 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 
 from common import cli
 from common.errors import BadInput, WorkFailed
@@ -141,7 +145,7 @@ class Places:
 
 
 @dataclass(frozen=True)
-class Run:
+class DetectorTrial:
     """A detector trained on a data set with a seed, as experiments.executors takes it to its end.
 
     Attributes: setting, what all runs of a table share; training, scoring: flags of the two commands.
@@ -191,7 +195,7 @@ def words(script: str, flags: dict) -> list[str]:
     return command(script, given) + [flag for flag, value in flags.items() if value is True]
 
 
-def plan(args) -> Iterator[Run]:
+def detector_trials(args) -> Iterator[DetectorTrial]:
     """All runs, the first seed of every one first."""
     changes = [args.preset, args.side and f"{args.side} px", args.embedder, args.embedder_weights]
     setting = " ".join(Path(str(change)).name for change in changes if change)
@@ -202,7 +206,7 @@ def plan(args) -> Iterator[Run]:
                     for variant in ["", *ABLATIONS] if args.ablation and method == "dpa" else [""]:
                         flags = training_flags(args, dataset, normal, method, variant) | {"--seed": seed}
                         scoring = {"--workers": args.workers}
-                        yield Run(
+                        yield DetectorTrial(
                             Places(args.root.absolute()),
                             setting,
                             dataset,
@@ -255,13 +259,13 @@ def training_flags(args, dataset: str, normal: str, method: str, variant: str) -
     return flags | {"--workers": args.workers}
 
 
-def is_done(run: Run) -> bool:
+def is_done(run: DetectorTrial) -> bool:
     """Whether the last detector is scored."""
     best = run.logdir / "best_checkpoint.pth"
     return run.scores.exists() and best.exists() and best.stat().st_mtime <= run.scores.stat().st_mtime
 
 
-def rows(run: Run) -> list[dict]:
+def rows(run: DetectorTrial) -> list[dict]:
     """A finished run's lines of the results: all sizes, then each range that has an AUC."""
     found, config = read_json(run.scores), read_json(run.logdir / "config.json")
     seconds = read_numbers(run.logdir / "stats.csv", ["seconds"])["seconds"].sum()
@@ -284,8 +288,6 @@ def read(path: Path):
 
 def update(path: Path, lines: list[dict]) -> None:
     """Add lines to the table, in place of those of the same run and range."""
-    import pandas as pd
-
     table = pd.DataFrame(lines, columns=KEY + VALUES)
     if path.exists():
         table = pd.concat([read(path), table], ignore_index=True)
@@ -296,7 +298,7 @@ def update(path: Path, lines: list[dict]) -> None:
 
 def main(argv=None):
     args = parse_args(argv)
-    runs = list(plan(args))
+    runs = list(detector_trials(args))
     todo = [run for run in runs if not is_done(run)]
     print(f"anomaly ({runs[0].setting}): {len(runs)} runs, {len(todo)} to do", flush=True)
     if args.dry_run:
@@ -321,9 +323,6 @@ def main(argv=None):
 
 def draw(path: Path, folder: Path) -> list[Path]:
     """Draw each setting of the table: a panel for each data set; returns the PNGs."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     paths = []
     for setting, table in read(path).groupby("setting"):
         names = list(dict.fromkeys(table["dataset"]))
@@ -347,8 +346,6 @@ def upper_edge(o2i: str) -> float:
 
 def draw_panel(axis, table, name: str) -> None:
     """AUC by range of the object's size, a colour for each method; over classes the mean of a seed is taken."""
-    import seaborn as sns
-
     sizes = sorted(set(table["o2i"]), key=upper_edge, reverse=True)
     table = table.assign(label=(table["method"] + " " + table["variant"]).str.strip())
     labels = list(dict.fromkeys(table["label"]))

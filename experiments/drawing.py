@@ -4,6 +4,11 @@ import textwrap
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure as Canvas
+from matplotlib.lines import Line2D
 
 from common.files import atomic_open, make_folder, make_subfolder
 from experiments.figures import LABELS, Figure, View
@@ -28,8 +33,6 @@ def means(table, view: View):
     Where none fits the point is hollow: an accuracy is then the random one, anything else the mean of all runs
     (epochs that did not suffice where it counts epochs). Where runs are counted, the mean is their number.
     """
-    import pandas as pd
-
     found = []
     for (x, hue), rows in table.groupby([view.x, view.hue or "data"]):
         fitted = rows[rows["fits"]]
@@ -49,8 +52,6 @@ def means(table, view: View):
 
 def thresholds(table):
     """Columns o2i, pooling, level, size: the smallest training set that reaches the level; infinity: none does."""
-    import pandas as pd
-
     found = []
     for pooling, rows in table.groupby("pooling"):
         for level in LEVELS:
@@ -61,9 +62,6 @@ def thresholds(table):
 
 def draw(figure: Figure, table, curves, path: Path) -> None:
     """Write the panels for which there are results as PNG."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure as Canvas
-
     views = [view for view in figure.views if len(select(table, view))]
     columns = min(3, len(views)) if len(views) != 4 else 2
     rows = -(-len(views) // columns)
@@ -115,8 +113,6 @@ def in_order(values) -> list:
 
 def colours(values) -> dict:
     """Colours that the colour-blind tell apart; the two oranges of the palette lie far apart in it."""
-    import seaborn as sns
-
     palette = sns.color_palette("colorblind")
     ordered = [palette[i] for i in (0, 1, 2, 4, 7, 9, 8, 5, 6, 3)]
     return dict(zip(values, ordered, strict=False))
@@ -178,8 +174,6 @@ def add_range(axis, view: View, shown) -> None:
 
 def add_legend(axis, palette: dict, hue: str | None, hollow: bool) -> None:
     """Colours of the points, and what hollow ones mean."""
-    from matplotlib.lines import Line2D
-
     dot = {"marker": "o", "linestyle": "", "markersize": 5}
     entries = [Line2D([], [], color=colour, label=f"{value}", **dot) for value, colour in palette.items()]
     if hollow:
@@ -190,8 +184,6 @@ def add_legend(axis, palette: dict, hue: str | None, hollow: bool) -> None:
 
 def draw_heat(axis, table, view: View) -> None:
     """Mean validation accuracy over all runs above 70 % training accuracy."""
-    import seaborn as sns
-
     means = validation_means(table)
     means = means[in_order(means.columns)].sort_index(ascending=False)
     means.index = [f"{size:g}" for size in means.index]
@@ -203,8 +195,6 @@ def draw_heat(axis, table, view: View) -> None:
 
 def draw_smallest(axis, table, view: View) -> None:
     """Smallest training set that reaches 70 % (solid) and 85 % (dashed); where none does there is no marker."""
-    import seaborn as sns
-
     shown = thresholds(table)
     order, hues, sizes = in_order(shown["o2i"]), in_order(shown["pooling"]), sorted(table["num_examples"].unique())
     shown["place"], shown["accuracy"] = shown["o2i"].map(order.index), shown["level"].map("{:.0%}".format)
@@ -221,8 +211,6 @@ def draw_smallest(axis, table, view: View) -> None:
 
 def draw_curves(axis, table, view: View) -> None:
     """The metric's mean over seeds in every epoch; at the last one also its standard deviation."""
-    import seaborn as sns
-
     palette = colours(in_order(table[view.hue]))
     sns.lineplot(table, x="epoch", y=view.metric, hue=view.hue, errorbar=None, palette=palette, ax=axis)
     last = table[table["epoch"] == table["epoch"].max()]

@@ -14,7 +14,7 @@ from common import limits
 from common.errors import BadInput, WorkFailed
 from common.files import atomic_open, make_folder, make_subfolder, read_text
 from experiments import runs
-from experiments.runs import ROOT, Children, Run
+from experiments.runs import ROOT, Children, Trial
 
 ATTEMPTS = 3  # submissions of a run whose job was killed
 JOB = "slurm_job.txt"
@@ -32,7 +32,7 @@ def devices() -> list[dict[str, str]]:
     return [{"CUDA_VISIBLE_DEVICES": name} for name in visible[:count]]
 
 
-def run_local(todo: list[Run], jobs: int | None) -> Iterator[tuple[Run, str]]:
+def run_local(todo: list[Trial], jobs: int | None) -> Iterator[tuple[Trial, str]]:
     """Each run and how it ended, in the order in which they end; `jobs` at a time, by default one a device.
 
     On any exception, as of Ctrl-C and SIGTERM, running processes get SIGTERM, after which they can be resumed.
@@ -75,10 +75,10 @@ class SlurmOptions:
     at_a_time: int | None
 
 
-class Job:
+class SlurmTask:
     """What a SLURM job calls; when it is preempted or its time is up, submitit calls `checkpoint` and requeues it."""
 
-    def __init__(self, run: Run):
+    def __init__(self, run: Trial):
         self.run = run
 
     def __call__(self) -> None:
@@ -98,7 +98,7 @@ def _ignore_user_signal():
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)
 
 
-def run_slurm(batches: dict[str, list[Run]], options: SlurmOptions) -> Iterator[tuple[Run, str]]:
+def run_slurm(batches: dict[str, list[Trial]], options: SlurmOptions) -> Iterator[tuple[Trial, str]]:
     """Submit an array for each figure and wait; each run and how it ended, as it leaves the queue.
 
     A run whose job was killed is submitted again, up to ATTEMPTS times in all. Interrupting this leaves the jobs in
@@ -151,7 +151,7 @@ def _submit(name, todo, options):
         runs.forget_outcome(run)
     try:
         with executor.batch():
-            jobs = [executor.submit(Job(run)) for run in todo]
+            jobs = [executor.submit(SlurmTask(run)) for run in todo]
     except submitit.core.utils.FailedJobError as error:
         raise BadInput(f"--executor slurm: sbatch refused: {' '.join(str(error).split())[-300:]}") from None
     for run, job in zip(todo, jobs, strict=True):

@@ -11,6 +11,8 @@ import subprocess
 from pathlib import Path
 
 import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 
 from common import cli
 from common.errors import WorkFailed
@@ -86,9 +88,6 @@ def run_one(data: Path, children: Children, folders: str, by: str, seed: int, ep
 
 def draw(rows: list[dict], path: Path) -> None:
     """Write test accuracy and the share that the audit flags: bars of the means over seeds, a dot for each seed."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     canvas = Figure(figsize=(7.2, 3.4), dpi=110, layout="constrained")
     panels = {"test_acc": "test accuracy", "flagged": "test crops with a near-duplicate in training"}
     for axis, (column, label) in zip(canvas.subplots(1, 2), panels.items(), strict=True):

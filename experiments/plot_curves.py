@@ -4,6 +4,11 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import pandas as pd
+import seaborn as sns
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from common import cli
 from common.errors import BadInput
@@ -38,8 +43,6 @@ def check_picture(path: Path) -> None:
 
 def read_curves(logdirs: list[Path]):
     """Table with columns epoch, accuracy, split, run: one row for each value in the runs' stats.csv."""
-    import pandas as pd
-
     tables = []
     for logdir in logdirs:
         path = logdir / "stats.csv"
@@ -53,11 +56,6 @@ def read_curves(logdirs: list[Path]):
 
 def draw(table, path: Path) -> None:
     """Write accuracy over epochs as PNG, a colour per split, a dash pattern per run, chance as a grey line."""
-    import seaborn as sns
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
-
     figure = Figure(figsize=(6, 3.6), dpi=120, layout="constrained")
     axis = figure.subplots()
     style = {"style": "run"} if table["run"].nunique() > 1 else {}

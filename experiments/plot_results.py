@@ -10,13 +10,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from common import cli
 from common.errors import BadInput
 from common.files import atomic_open, read_text
+from experiments import drawing, results, tables
+from experiments.figures import FIGURES
 
 HERE = Path(__file__).resolve().parent
 MARKS = "<!-- {name}: written by experiments/plot_results.py -->", "<!-- end of {name} -->"
 
 
 def parse_args(argv=None):
-    from experiments.figures import FIGURES
 
     parser = cli.ArgumentParser(description=__doc__)
     names = f"which of {', '.join(FIGURES)} (default: all that have results)"
@@ -28,7 +29,6 @@ def parse_args(argv=None):
 
 def figure(text: str) -> str:
     """Parse a figure's name (an argparse type; Python 3.10 takes an empty list of figures for one of the `choices`)."""
-    from experiments.figures import FIGURES
 
     if text not in FIGURES:
         raise argparse.ArgumentTypeError(f"invalid choice: {text!r} (choose from {', '.join(FIGURES)})")
@@ -41,8 +41,6 @@ def add_out_flag(parser) -> None:
 
 
 def main(argv=None):
-    from experiments import results, tables
-    from experiments.figures import FIGURES
 
     args = parse_args(argv)
     for name in args.figures or sorted(name for name in FIGURES if results.path_of(args.out, name).exists()):
@@ -57,8 +55,6 @@ def main(argv=None):
 
 def draw_figure(name: str, out: Path) -> list[Path]:
     """Draw a figure once for each setting in its table; returns the PNGs: the setting is in the file's name."""
-    from experiments import drawing, results
-    from experiments.figures import FIGURES
 
     table = results.load(out, name)
     if table is None:

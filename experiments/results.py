@@ -3,10 +3,12 @@
 from dataclasses import asdict
 from pathlib import Path
 
+import pandas as pd
+
 from common.errors import BadInput
 from common.files import make_folder, make_subfolder, read_json, write_csv
 from experiments import runs
-from experiments.runs import Run
+from experiments.runs import Trial
 from experiments.stats import read_numbers
 
 FITS = 0.99  # a run fits when its running training accuracy exceeds this in some epoch
@@ -26,7 +28,7 @@ O2I = r"(\d+\.?\d*-)?\d+\.?\d*"  # percent, or a range
 GAPS = ("clutter", "num_examples", "epochs_to_fit", "test_auc", "localization_ap")  # numbers that a row may lack
 
 
-def configuration(run: Run) -> dict:
+def configuration(run: Trial) -> dict:
     """The columns that tell runs apart."""
     point, setting = run.point, run.setting
     known = asdict(setting) | asdict(point) | {"o2i": point.o2i, "seed": run.seed, "epochs": run.epochs}
@@ -34,7 +36,7 @@ def configuration(run: Run) -> dict:
     return {name: known[name] for name in CONFIGURATION}
 
 
-def row(run: Run) -> dict:
+def row(run: Trial) -> dict:
     """A finished run's line of the results."""
     stats = runs.history(run)
     best = stats.loc[stats["eval_acc"].idxmax()]
@@ -55,7 +57,7 @@ def row(run: Run) -> dict:
     }
 
 
-def curve(run: Run) -> list[dict]:
+def curve(run: Trial) -> list[dict]:
     """A finished run's epochs, a line each."""
     stats = runs.history(run).rename(columns={"eval_acc": "val_acc"})
     return [configuration(run) | line for line in stats[list(CURVE)].to_dict("records")]
@@ -63,8 +65,6 @@ def curve(run: Run) -> list[dict]:
 
 def update(path: Path, rows: list[dict], columns=CONFIGURATION + SCORES) -> None:
     """Add rows to a table, in place of those of the same configuration (and epoch), sorted so that diffs are small."""
-    import pandas as pd
-
     key = [name for name in (*CONFIGURATION, "epoch") if name in columns]
     table = pd.DataFrame(rows, columns=columns)
     if path.exists():

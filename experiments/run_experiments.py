@@ -19,9 +19,9 @@ from common import cli
 from common.errors import BadInput, WorkFailed
 from common.files import read_json, read_table
 from data.cluttered_mnist import digits
-from experiments import anomaly, figures, leakage, plot_results, runs, sources
+from experiments import anomaly, claims, estimate, executors, figures, leakage, plot_results, results, runs, sources
 from experiments.figures import AXES, CROP_DATA, FIGURES, PRESETS, Point
-from experiments.runs import Places, Run
+from experiments.runs import Places, Trial
 
 REAL_SLIDES = 100  # negatives of CAMELYON17 come from 197 training slides, made ones from a handful
 
@@ -67,7 +67,7 @@ def main(argv=None):
     if leakage.NAME in args.figures:
         return run_leakage(args)
     check(args, PRESETS[args.preset].batch_size)
-    plans = {name: plan(name, args) for name in dict.fromkeys(args.figures)}
+    plans = {name: trials_of(name, args) for name in dict.fromkeys(args.figures)}
     if not any(plans.values()):
         raise BadInput(f"{' '.join(plans)}: no runs at --preset {args.preset}; nCAMELYON needs --crops")
     check_digits(args, [run for planned in plans.values() for run in planned])
@@ -108,7 +108,7 @@ def check(args, batch_size: int) -> None:
         raise BadInput(f"--root {args.root.absolute()}: SLURM takes the % in it for a pattern; choose another folder")
 
 
-def check_digits(args, planned: list[Run]) -> None:
+def check_digits(args, planned: list[Trial]) -> None:
     """BadInput when the digits of --mnist, `duplicates` images of each, make too few training images of a class."""
     for run in planned:
         point, found, passes = run.point, run.places.digits, run.setting.duplicates
@@ -121,13 +121,13 @@ def check_digits(args, planned: list[Run]) -> None:
             )
 
 
-def most_examples(run: Run) -> int:
+def most_examples(run: Trial) -> int:
     """How many training images of the run's class balance its digits make: both classes are as large."""
     held = run.places.digits.needles * run.setting.duplicates
     return int(held / max(run.point.balance, 1 - run.point.balance))
 
 
-def check_data(planned: set[Run]) -> None:
+def check_data(planned: set[Trial]) -> None:
     """BadInput when a data set is of other digits, as earlier versions called it by the same name."""
     folders = {runs.data_flags(run.point, run.setting, run.places)["--data_path"]: run.places for run in planned}
     for folder, places in folders.items():
@@ -138,13 +138,12 @@ def check_data(planned: set[Run]) -> None:
 
 def check_tables(out: Path, names) -> None:
     """BadInput when a table that is to be added to cannot be read."""
-    from experiments import results
 
     for name in names:
         results.load(out, name), results.load_curves(out, name)
 
 
-def plan(name: str, args) -> list[Run]:
+def trials_of(name: str, args) -> list[Trial]:
     """All runs of a figure, the first seed of every point first. Its label says what the flags changed."""
     preset = figures.preset_setting(name, PRESETS[args.preset])
     points = figures.preset_points(name, preset)
@@ -162,7 +161,7 @@ def plan(name: str, args) -> list[Run]:
     places = Places(args.root.absolute(), source, found, crops, args.batch_size, args.workers)
     points = [found for point in figures.with_axes(points, axes) if (found := at_hand(point, places.crops))]
     localise = FIGURES[name].localise
-    return [Run(point, setting, seed, localise, places) for seed in runs.seeds(setting) for point in points]
+    return [Trial(point, setting, seed, localise, places) for seed in runs.seeds(setting) for point in points]
 
 
 def at_hand(point: Point, crops: Path | None) -> Point | None:
@@ -188,7 +187,7 @@ def slides_of_negatives(folder: Path) -> int:
     return table.loc[table["split"] == "train", "slide"].nunique()
 
 
-def outstanding(plans: dict[str, list[Run]]) -> dict[str, list[Run]]:
+def outstanding(plans: dict[str, list[Trial]]) -> dict[str, list[Trial]]:
     """What is not done yet; a run that figures share is the first one's, with saliency maps if one needs them."""
     localised = {run.logdir for planned in plans.values() for run in planned if run.localise}
     batches, seen = {}, set()
@@ -199,9 +198,8 @@ def outstanding(plans: dict[str, list[Run]]) -> dict[str, list[Run]]:
     return batches
 
 
-def announce(name: str, planned: list[Run], todo: list[Run]) -> None:
+def announce(name: str, planned: list[Trial], todo: list[Trial]) -> None:
     """Say what the figure takes, by the estimates of estimate.py."""
-    from experiments import estimate
 
     if not planned:
         print(f"{name}: no runs; nCAMELYON needs --crops")
@@ -220,7 +218,7 @@ def duration(hours: float) -> str:
     return f"{hours:,.1f} h" if hours >= 1 else f"{math.ceil(60 * hours)} min"
 
 
-def print_commands(batches: dict[str, list[Run]]) -> None:
+def print_commands(batches: dict[str, list[Trial]]) -> None:
     """Print everything that would be started, as it could be typed."""
     todo = [run for batch in batches.values() for run in batch]
     for words in [*generations(todo), *(words for run in todo for words in run.commands())]:
@@ -242,9 +240,8 @@ def generate(todo) -> None:
             raise WorkFailed(f"{words[0]} ended with exit code {code}; the same command continues")
 
 
-def work(args, plans: dict[str, list[Run]], batches: dict[str, list[Run]]) -> list[str]:
+def work(args, plans: dict[str, list[Trial]], batches: dict[str, list[Trial]]) -> list[str]:
     """Take all runs to their end, writing the tables as results come; returns a line for each that failed."""
-    from experiments import executors
 
     if args.executor == "slurm":
         options = executors.SlurmOptions(args.partition, args.time, args.gpus, args.cpus, args.jobs)
@@ -261,7 +258,7 @@ def work(args, plans: dict[str, list[Run]], batches: dict[str, list[Run]]) -> li
     return failures
 
 
-def settle(run: Run, how: str, plans: dict[str, list[Run]], out: Path) -> str | None:
+def settle(run: Trial, how: str, plans: dict[str, list[Trial]], out: Path) -> str | None:
     """Write a run that has ended into its figures' tables; returns what is wrong: how it ended when it is not done."""
     try:
         for name, planned in plans.items():
@@ -271,9 +268,8 @@ def settle(run: Run, how: str, plans: dict[str, list[Run]], out: Path) -> str | 
         return str(error)
 
 
-def tabulate(name: str, planned: list[Run], out: Path) -> None:
+def tabulate(name: str, planned: list[Trial], out: Path) -> None:
     """Write the finished runs into the figure's tables."""
-    from experiments import results
 
     done = [run for run in planned if runs.is_done(run)]
     if not done:
@@ -286,7 +282,6 @@ def tabulate(name: str, planned: list[Run], out: Path) -> None:
 
 def conclude(name: str, out: Path) -> None:
     """Draw the figure and print the verdict on each of its claims."""
-    from experiments import claims, results
 
     table = results.load(out, name)
     if table is None:

@@ -37,7 +37,7 @@ class Places:
 
 
 @dataclass(frozen=True)
-class Run:
+class Trial:
     """A point trained with a setting and a seed; runs that figures share have one folder."""
 
     point: Point
@@ -129,7 +129,7 @@ def crop_folders(point: Point, crops: Path) -> tuple[Path, Path]:
     return crops / f"level3_size_{point.canvas}_ratio_{point.ratio}", crops / f"neg_{point.canvas}"
 
 
-def generation(run: Run) -> list[str] | None:
+def generation(run: Trial) -> list[str] | None:
     """The command that generates the run's data set as a recipe; None for crops."""
     p, s = run.point, run.setting
     if p.data in CROP_DATA:
@@ -144,7 +144,7 @@ def generation(run: Run) -> list[str] | None:
     return command("data/cluttered_mnist/generate_data.py", flags | {"--patch-size": cell})
 
 
-def history(run: Run):
+def history(run: Trial):
     """The run's stats.csv up to its epochs, a row each (a longer run is cut); None before the first."""
     path, always = run.logdir / "stats.csv", ("epoch", "eval_acc", "train_running_acc", "seconds")
     if not path.exists():
@@ -152,7 +152,7 @@ def history(run: Run):
     return read_numbers(path, always, ("train_acc", "test_acc", "test_auc")).head(run.epochs)
 
 
-def localization(run: Run) -> float | None:
+def localization(run: Trial) -> float | None:
     """The average precision of the saliency peaks of the run's best epoch, None when there are none or older ones."""
     scores, best = run.logdir / "saliency" / "localization.json", run.logdir / "best_checkpoint.pth"
     if not scores.exists() or (best.exists() and best.stat().st_mtime > scores.stat().st_mtime):
@@ -160,7 +160,7 @@ def localization(run: Run) -> float | None:
     return read_precision(scores)
 
 
-def is_done(run: Run) -> bool:
+def is_done(run: Trial) -> bool:
     """Whether all epochs are trained, on the sweep's data, and the saliency maps that the figure needs are scored."""
     rows = history(run)
     if rows is None or len(rows) < run.epochs or (run.localise and localization(run) is None):
@@ -168,7 +168,7 @@ def is_done(run: Run) -> bool:
     return saw_its_data(run)
 
 
-def saw_its_data(run: Run) -> bool:
+def saw_its_data(run: Trial) -> bool:
     """Whether the run was trained on its data as they are now; not known where they were removed."""
     words = command("", data_flags(run.point, run.setting, run.places))[1:]
     try:
@@ -178,7 +178,7 @@ def saw_its_data(run: Run) -> bool:
     return read_json(run.logdir / "config.json").get("data") == expected
 
 
-def outcome(run: Run) -> int | None:
+def outcome(run: Trial) -> int | None:
     """Exit code of the last attempt; None before its end, or when it was killed with all its processes."""
     path = run.logdir / OUTCOME
     if not path.exists():
@@ -189,17 +189,17 @@ def outcome(run: Run) -> int | None:
     return int(text)
 
 
-def make_logdir(run: Run) -> Path:
+def make_logdir(run: Trial) -> Path:
     """Create the run's folder; BadInput when a link or a file is in the way."""
     return functools.reduce(make_subfolder, ["runs", *run.name.split("/")], make_folder(run.places.root))
 
 
-def forget_outcome(run: Run) -> None:
+def forget_outcome(run: Trial) -> None:
     """Make the run's folder ready for an attempt whose end is yet to come."""
     (make_logdir(run) / OUTCOME).unlink(missing_ok=True)
 
 
-def ending(run: Run, code: int) -> str:
+def ending(run: Trial, code: int) -> str:
     """How an attempt ended: its exit code and the last line it printed."""
     path, lines = run.logdir / LOG, []
     if path.exists():
@@ -238,7 +238,7 @@ class Children:
                 process.terminate()
 
 
-def execute(run: Run, children: Children, environment: dict[str, str], **options) -> int:
+def execute(run: Trial, children: Children, environment: dict[str, str], **options) -> int:
     """Take the run to its end by its commands, which print to output.log; returns the first exit code that is not 0.
 
     The commands continue what an earlier attempt left. BadInput when another process works on it.

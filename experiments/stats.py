@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
 from common.errors import BadInput
 from common.files import read_json, read_table
@@ -15,8 +16,6 @@ def read_numbers(path: Path, full: Sequence[str], gaps: Sequence[str] = (), text
     Cells of the columns `gaps` may be empty, those of `texts` hold anything. BadInput when there is no row, a column
     is missing, or something other than a number is where one should be.
     """
-    import pandas as pd
-
     table = read_table(path, **options)
     missing = [name for name in (*full, *gaps, *texts) if name not in table]
     if missing:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from experiments import claims, estimate, results
 from experiments.figures import FIGURES, PAPER, preset_setting
-from experiments.runs import Places, Run
+from experiments.runs import Places, Trial
 
 RUN = "python experiments/run_experiments.py"
 
@@ -18,7 +18,7 @@ def figures_table(out: Path) -> str:
         command = f"`{RUN} {name}{needs}`"
         if table is not None:
             rows.append(f"| {name}: {figure.title} | {ran(table)} | {verdicts(name, table)} | {command} |")
-        full = [Run(point, setting, 1, False, Places(out)) for point in figure.points]
+        full = [Trial(point, setting, 1, False, Places(out)) for point in figure.points]
         left = setting.seeds * len(full) - (0 if table is None else int((table["setting"] == PAPER.label).sum()))
         if left:
             hours = setting.seeds * sum(map(estimate.hours, full))

@@ -14,7 +14,7 @@ PLACES = ("--photos", "p", "--camelyon16", "c", "--nih", "images", "lists", "--c
 
 
 def plan(*flags):
-    return list(anomaly.plan(anomaly.parse_args(list(flags))))
+    return list(anomaly.detector_trials(anomaly.parse_args(list(flags))))
 
 
 def test_every_method_is_run_on_every_class_with_every_seed():

@@ -30,7 +30,7 @@ from experiments import (
     tables,
 )
 from experiments.figures import FIGURES, PAPER, SMALL, Point
-from experiments.runs import Places, Run
+from experiments.runs import Places, Trial
 
 ROOT = Path(__file__).parents[2]
 POINTS = {  # of the paper, nMNIST (and noise) + nCAMELYON
@@ -71,7 +71,7 @@ def test_the_axes_are_the_papers():
 
 def plan(*flags):
     args = run_experiments.parse_args([*flags])
-    return run_experiments.plan(args.figures[0], args)
+    return run_experiments.trials_of(args.figures[0], args)
 
 
 @pytest.mark.parametrize("name", [name for name in FIGURES if name != "figure5c"])
@@ -105,7 +105,7 @@ def test_flags_that_choose_keep_the_label_and_flags_that_change_add_to_it(tmp_pa
 
 def test_the_commands_say_what_the_points_say(tmp_path):
     point = Point(canvas=128, num_examples=1400, balance=0.25, receptive_field=177, pooling="attention", width=-1)
-    run = Run(point, PAPER, 3, True, Places(tmp_path, batch_size=8))
+    run = Trial(point, PAPER, 3, True, Places(tmp_path, batch_size=8))
     script, *flags = run.commands()[0]
     args = train_mnist.parse_args(flags)
     assert script == "train_mnist.py"
@@ -287,7 +287,7 @@ def made_from_digits(tmp_path_factory):
     found = sources.digits_of("digits")
     places = Places(tmp_path_factory.mktemp("root"), "digits", found)
     tiny = replace(SMALL, epochs=1, batch_size=130, scale=0.3)
-    run = Run(Point(canvas=40, width=-4, receptive_field=9), tiny, 1, False, places)
+    run = Trial(Point(canvas=40, width=-4, receptive_field=9), tiny, 1, False, places)
     generate_data.main(runs.generation(run)[1:])
     train_mnist.main(run.commands()[0][1:])
     return run
@@ -364,7 +364,7 @@ def test_a_link_in_the_place_of_a_run_or_its_log_is_not_followed(stub, tmp_path)
 
 
 def test_only_the_maps_of_predict_saliency_are_removed(tmp_path):
-    run = Run(Point(canvas=40), SMALL, 1, True, Places(tmp_path))
+    run = Trial(Point(canvas=40), SMALL, 1, True, Places(tmp_path))
     maps = run.logdir / "saliency"
     maps.mkdir(parents=True)
     for name in ("sal_0.npy", "pred_12.npy", "mine.npy", "sal_0_mine.npy", "pred.csv"):
@@ -402,7 +402,7 @@ def refusal(action, *args):
 
 @pytest.mark.parametrize("kind", BROKEN)
 def test_tables_and_records_that_are_none_are_named(kind, tmp_path):
-    run = Run(Point(canvas=40), replace(SMALL, epochs=1), 1, True, Places(tmp_path))
+    run = Trial(Point(canvas=40), replace(SMALL, epochs=1), 1, True, Places(tmp_path))
     results_table, crops = tmp_path / "results" / "figure4.csv", tmp_path / "crops.csv"
     for path in (run.logdir / "stats.csv", run.logdir / "saliency" / "localization.json", results_table, crops):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -494,7 +494,7 @@ def table_of(name, score, preset=PAPER, seeds=3, spread=0.001):
     points = figures.preset_points(name, preset)
     rows = []
     for point, seed in product(points, range(1, seeds + 1)):
-        run = Run(point, replace(preset, seeds=seeds), seed, False, Places(Path("none")))
+        run = Trial(point, replace(preset, seeds=seeds), seed, False, Places(Path("none")))
         usual = {"fits": True, "train_acc": 1.0, "val_acc": 0.9, "test_acc": 0.8, "epochs_to_fit": 50}
         usual |= {"mean_running_acc": 0.9, "localization_ap": 0.5, "best_epoch": 9, "seconds": 60.0, "device": "cpu"}
         found = usual | score(point)
