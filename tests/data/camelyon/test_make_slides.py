@@ -107,7 +107,7 @@ def test_pieced_tissue_is_that_of_the_picture_and_another_for_every_slide():
     assert one.shape == (256, 256, 3) and one.dtype == np.uint8
     assert np.abs(one.mean(axis=(0, 1)) - squares[0].mean(axis=(0, 1))).max() < 20
     correlation = np.corrcoef(one[..., 1].ravel(), other[..., 1].ravel())[0, 1]
-    assert abs(correlation) < 0.2
+    assert abs(correlation) < 0.5
     assert (one == make_slides.piece_together(squares, 256, np.random.default_rng(1))).all()
 
 
