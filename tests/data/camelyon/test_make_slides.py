@@ -130,3 +130,19 @@ def test_the_other_layout_is_camelyon16s(tmp_path, outlines):
         assert all(f'PartOfGroup="{group}"' in text for group in ("Tumor", "_0", "_1", "_2"))
         lesions, cut_outs, ignored = annotations.read_xml(tmp_path / name)
         assert len(lesions) > 3 and len(cut_outs) == 1 and not ignored
+
+
+def test_pieced_tissue_is_that_of_the_picture_and_another_for_every_slide():
+    squares = make_slides.texture_squares(None)
+    one, other = (make_slides.piece_together(squares, 256, np.random.default_rng(seed)) for seed in (1, 2))
+    assert one.shape == (256, 256, 3) and one.dtype == np.uint8
+    assert np.abs(one.mean(axis=(0, 1)) - squares[0].mean(axis=(0, 1))).max() < 20
+    correlation = np.corrcoef(one[..., 1].ravel(), other[..., 1].ravel())[0, 1]
+    assert abs(correlation) < 0.5
+    assert (one == make_slides.piece_together(squares, 256, np.random.default_rng(1))).all()
+
+
+def test_tissue_of_their_own_is_another_tree(one_slide):
+    make_slides.main(one_slide)
+    with pytest.raises(BadInput, match="were made with other flags"):
+        make_slides.main([*one_slide, "--own_tissue"])
