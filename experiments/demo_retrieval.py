@@ -32,8 +32,8 @@ def main(argv=None):
 def demo(out: Path, quick: bool) -> dict[str, Path]:
     """Cut crops, split them at random and by slide, audit both; returns the folders of the audits."""
     slides, crops, side = out / "slides", out / "crops", 2048 if quick else 3072
-    each, healthy = (6, 10) if quick else (20, 120)  # crops of a lesion, of a slide without
-    flags = f"--own_tissue --annotated 1 --negative 1 --width {side} --height {side}"
+    each, healthy = (6, 10) if quick else (30, 60)  # crops of a lesion, of a slide without
+    flags = f"--own_tissue --annotated 1 --negative 2 --width {side} --height {side}"
     command(f"data/camelyon/make_slides.py --out {quote(slides)} {flags}")
     base, pos, neg = f"--base_path {quote(slides / 'training')} --size 64", quote(crops / "pos"), quote(crops / "neg")
     ratio = f"--low_roir 0.1 --high_roir 0.5 --k {each}"
