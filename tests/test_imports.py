@@ -12,7 +12,7 @@ LAYERS = {  # who may import which of the project's own modules
     "data": {"common", "data"},
     **{part: {"common", "data", "models", part} for part in ("train", "anomaly", "mil", "retrieval")},
 }
-OWN = {"benchmarks", "experiments", "tests", *LAYERS, *(path.stem for path in ROOT.glob("*.py"))}
+OWN = {"benchmarks", "compat", "experiments", "tests", *LAYERS, *(path.stem for path in ROOT.glob("*.py"))}
 FILES = [Path("train.py"), *sorted(p.relative_to(ROOT) for layer in LAYERS for p in (ROOT / layer).rglob("*.py"))]
 
 
