@@ -26,6 +26,7 @@ pytestmark = [
 ]
 LFW = ["--resize", "32", "--tile", "32", "--latent_res", "1", "--latent_dim", "16", "--dims", "16", "--iters", "200"]
 VGG = ["--vgg", "vgg16", "--layer", "r32"]
+FOREST = ["--resize", "64", "--tile", "64", "--embedder", "vgg16", "--layers", "r32,r42"]
 ONE = ["--workers", "0", "--device", "cpu"]
 
 
@@ -97,11 +98,12 @@ def test_large_lesions_of_made_slides_are_found(tmp_path, seed):
     extract_basic_pos_crops.main(["--data", str(slides / "annotations"), *crop, *ratio])
     extract_basic_neg_crops.main(["--label_path", str(slides / "stage_labels.csv"), *crop, "--save_dir", str(neg)])
     pos = pos / "level3_size_80_ratio_0.5_1"
-    data = ["--pos_path", pos, "--neg_path", neg, "--resize", 32, "--tile", 32, "--seed", seed]
+    crops = ["--pos_path", pos, "--neg_path", neg, "--seed", seed]
+    data = [*crops, "--resize", 32, "--tile", 32]
     code = ["--latent_res", 8, "--latent_dim", 4, "--dims", "16,16,4", "--lr", "3e-3", "-b", 16, "--iters", 300]
     found = {
         "dpa": auc(tmp_path / "dpa", "dpa", *data, *VGG, *code),
-        "deep_if": auc(tmp_path / "deep_if", "deep_if", *data, "--embedder", "vgg16", "--layers", "r32"),
+        "deep_if": auc(tmp_path / "deep_if", "deep_if", *crops, *FOREST),
         "deep_knn": auc(tmp_path / "knn", "deep_knn", *data, "--embedder", "vgg16", "--layer", "r32"),
     }
     print({**found, "mean colour": colour_auc(pos, neg)})
