@@ -117,7 +117,8 @@ def load_splits(args, manipulate: Callable, triplets: bool) -> dict[str, Dataset
     """
     train = open_split(args, "train") or open_pictures(args.train_path, "--train_path", args.filetype)
     if len(train) < 2:
-        raise BadInput(f"--train_path {args.train_path}: holds one image; negatives need two or more")
+        found = args.train_path or args.neg_path
+        raise BadInput(f"--train_path {found}: holds one image; negatives need two or more")
     return {
         "train": MadePairs(train, manipulate, args.seed, triplets),
         "val": _load_validation(args, manipulate, triplets),
@@ -135,7 +136,7 @@ def _load_validation(args, manipulate, triplets):
     if pictures is None:
         raise BadInput("--valid_path: needed beside a --train_path that has no val split of its own")
     if len(pictures) < 2:
-        raise BadInput(f"--valid_path {args.valid_path}: holds one image; negatives need two or more")
+        raise BadInput(f"--valid_path {args.valid_path or '(val split)'}: holds one image; negatives need two or more")
     return MadePairs(pictures, manipulate, args.seed, triplets)
 
 
@@ -161,7 +162,10 @@ def groups_of(names: list[str], source: str) -> dict[str, list[int]]:
             "a group is a folder of two or more near-duplicates"
         )
     if len(groups) < 2:
-        raise BadInput(f"{source}: one group, {next(iter(groups))!r}; negatives need two or more")
+        raise BadInput(
+            f"{source}: one group, {next(iter(groups))!r}; negatives need two folders of near-duplicates or more "
+            "(--synth_valid, --synth_test: any images, of which pairs are made)"
+        )
     return groups
 
 

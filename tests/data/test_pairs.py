@@ -110,7 +110,7 @@ def test_a_group_of_one_file_is_named_at_the_start(tmp_path):
 
 
 def test_images_without_groups_are_one_group(images):
-    with pytest.raises(BadInput, match=r"one group, '\.'; negatives need two"):
+    with pytest.raises(BadInput, match=r"one group, '\.'; negatives need two folders"):
         pairs.groups_of(pairs.open_pictures(images, "--test_path").names, "D")
 
 
