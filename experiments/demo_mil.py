@@ -54,7 +54,7 @@ def run_all(out: Path, quick: bool) -> Path:
     where = f"--datatype mnist --data_path {demo.quote(large)} --tile 64 --logdir {demo.quote(bags)}"
     embedder = f"--embedder bagnet --embedder_checkpoint {demo.quote(network / 'best_checkpoint.pth')}"
     size = "--num_examples 100 --num_epoch_mil 2" if quick else f"--num_examples {BAGS} --num_epoch_mil 20"
-    demo.command(f"train_mil.py {where} {embedder} {size} --lr_mil 1e-3 -b 8")
+    demo.command(f"train_mil.py {where} {embedder} {size} --lr_mil 1e-3 -b 8 --ranking_loss")
     return bags
 
 
