@@ -152,9 +152,9 @@ def measure(vgg: VGG, batches: Iterable[Tensor]) -> dict[str, tuple[Tensor, Tens
     sums = {}
     for images in batches:
         for tap, features in vgg(images.expand(-1, 3, -1, -1)).items():
-            values = features.double().movedim(1, 0).flatten(1)  # (C, positions)
-            found = torch.stack([values.sum(1), values.square().sum(1), torch.full_like(values[:, 0], values.shape[1])])
-            sums[tap] = sums.get(tap, 0) + found
+            parts = [values.sum((0, 2, 3), dtype=torch.float64) for values in (features, features.square())]
+            n = features[:, 0].numel()  # positions
+            sums[tap] = sums.get(tap, 0) + torch.stack([*parts, torch.full_like(parts[0], n)])
     moments = {}
     for tap, (total, squares, n) in sums.items():
         mean = total / n
