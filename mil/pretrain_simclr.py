@@ -40,7 +40,7 @@ def parse_args(argv=None):
     encoders.add_flags(parser, default="random")
     group = parser.add_argument_group("SimCLR")
     add = group.add_argument
-    add("--splits", nargs="+", choices=SPLITS, default=["train"], help="whose tiles are looked at")
+    add("--tiles_of", nargs="+", choices=SPLITS, default=["train"], help="splits whose tiles are looked at")
     add("-e", "--epochs", type=cli.positive, default=20, help="epochs")
     add("-b", "--batch_size", type=cli.positive, default=128, help="tiles per step, in two views each")
     add("--lr", type=cli.positive_float, default=3e-4, help="rate of Adam, along a cosine after 10 epochs")
@@ -63,7 +63,7 @@ def main(argv=None):
     device = processes.select(args.device, args.precision, args.deterministic)
     if processes.world_size() > 1:
         raise BadInput("mil/pretrain_simclr.py runs in one process: start it without torchrun")
-    splits = tiles.load(args, args.splits)
+    splits = tiles.load(args, args.tiles_of)
     loaders.verify(args, *filter(None, (args.data_path, args.pos_path, args.neg_path)))
     data = Joined(list(splits.values()))
     processes.seed_everything(args.seed)  # before the weights are drawn

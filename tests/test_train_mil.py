@@ -99,7 +99,7 @@ def test_killed_in_training_it_goes_on_to_the_same_scores(nmnist, trained, tmp_p
 
     with monkeypatch.context() as patch:
         patch.setattr(rounds, "step", interrupted)
-        patch.setattr("common.cli._leave", sys.exit)
+        patch.setattr("os._exit", sys.exit)
         assert on_images(nmnist, tmp_path, "--pseudo_labels", tmp_path / "train.p") == 143
     assert not (tmp_path / "scores").exists()
     assert on_images(nmnist, tmp_path, "--pseudo_labels", tmp_path / "train.p") == 0
