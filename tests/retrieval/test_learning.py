@@ -26,7 +26,19 @@ def test_a_small_training_beats_its_own_start(tmp_path):
     )
     common = ["--workers", "0", "--device", "cpu"]
     paths = ["--train_path", str(tmp_path / "tiles/train"), "--valid_path", str(tmp_path / "tiles/valid")]
-    flags = "--synth_valid --base autoencoder --reconstruction_epochs 4 --epochs 30 --bs 16 --lr 1e-3".split()
+    flags = [
+        "--synth_valid",
+        "--base",
+        "autoencoder",
+        "--reconstruction_epochs",
+        "4",
+        "--epochs",
+        "30",
+        "--bs",
+        "16",
+        "--lr",
+        "1e-3",
+    ]
     train_retrieval.main([*paths, *flags, *common, "--logdir", str(tmp_path / "run")])
     test = ["--test_path", str(tmp_path / "tiles/test"), "--synth_test", "--logdir", str(tmp_path / "run")]
     evaluate_pairs.main([*test, *common, "--out", str(tmp_path / "pairs")])
