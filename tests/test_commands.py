@@ -51,6 +51,7 @@ SMALLER = {  # flag -> value that replaces the pages': paths, sizes, epochs and 
     "--tile": "16",
     "--stride": "16",
     "--num_epoch_mil": "2",
+    "--epoch_to_extract_mil": "1",
     "--reconstruction_epochs": "1",
     "-e": "1",
     "--epochs": "1",
