@@ -76,8 +76,10 @@ DATASETS = {
         1,
         lambda paths, _: {"--datatype": "list", **listed(paths[0] / "x10", paths[0] / "splits" / "healthy")},
         settings=lambda _: {
-            **{"": "camelyon16", "growing": "camelyon16_pg", "l1": "camelyon16_l1"},
-            **{"adversarial": "camelyon16_adversarial"},
+            "": "camelyon16",
+            "growing": "camelyon16_pg",
+            "l1": "camelyon16_l1",
+            "adversarial": "camelyon16_adversarial",
         },
         of_dpa=(("--crop", 64),),
     ),

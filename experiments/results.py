@@ -15,12 +15,38 @@ FITS = 0.99  # a run fits when its running training accuracy exceeds this in som
 LEVELS = (0.7, 0.85)  # validation accuracies of figures 6 and 15
 LEARNT = 0.7  # figures 6, 14 and 15 count runs above this training accuracy
 CONFIGURATION = (
-    *("setting", "data", "canvas", "ratio", "o2i", "clutter", "num_examples", "balance", "receptive_field", "pooling"),
-    *("width", "precision", "norm", "opt", "lr", "batch_size", "scale", "epochs", "seed"),
+    "setting",
+    "data",
+    "canvas",
+    "ratio",
+    "o2i",
+    "clutter",
+    "num_examples",
+    "balance",
+    "receptive_field",
+    "pooling",
+    "width",
+    "precision",
+    "norm",
+    "opt",
+    "lr",
+    "batch_size",
+    "scale",
+    "epochs",
+    "seed",
 )
 SCORES = (
-    *("best_epoch", "train_acc", "val_acc", "test_acc", "test_auc", "fits", "epochs_to_fit", "mean_running_acc"),
-    *("localization_ap", "seconds", "device"),
+    "best_epoch",
+    "train_acc",
+    "val_acc",
+    "test_acc",
+    "test_auc",
+    "fits",
+    "epochs_to_fit",
+    "mean_running_acc",
+    "localization_ap",
+    "seconds",
+    "device",
 )
 CURVE = ("epoch", "train_running_acc", "val_acc")
 TEXTS = ("setting", "data", "ratio", "o2i", "pooling", "precision", "norm", "opt", "device")
@@ -47,9 +73,13 @@ def row(run: Trial) -> dict:
     if not isinstance(device, str):
         raise BadInput(f"{run.logdir / 'config.json'}: device is {device!r}, expected a name")
     return configuration(run) | {
-        **{"best_epoch": int(best["epoch"]), "train_acc": best["train_acc"], "val_acc": best["eval_acc"]},
-        **{"test_acc": best["test_acc"], "test_auc": best["test_auc"], "fits": len(fitted) > 0},
-        **{"epochs_to_fit": None if fitted.empty else int(fitted.iloc[0])},
+        "best_epoch": int(best["epoch"]),
+        "train_acc": best["train_acc"],
+        "val_acc": best["eval_acc"],
+        "test_acc": best["test_acc"],
+        "test_auc": best["test_auc"],
+        "fits": len(fitted) > 0,
+        "epochs_to_fit": None if fitted.empty else int(fitted.iloc[0]),
         "mean_running_acc": stats["train_running_acc"].mean(),
         "localization_ap": runs.localization(run),
         "seconds": round(stats["seconds"].sum(), 1),

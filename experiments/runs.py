@@ -68,10 +68,19 @@ class Trial:
         p, s = self.point, self.setting
         step = self.places.batch_size or s.batch_size
         flags = {
-            **{"--logdir": self.logdir, "--seed": self.seed, "-e": s.epochs, "-b": step},
-            **{"--delayed_step": s.batch_size // step, "--workers": self.places.workers},
-            **{"--norm": s.norm, "--opt": s.opt, "--lr": s.lr, "--precision": p.precision},
-            **{"--receptive_field": p.receptive_field, "--pooling": p.pooling, "--width": p.width},
+            "--logdir": self.logdir,
+            "--seed": self.seed,
+            "-e": s.epochs,
+            "-b": step,
+            "--delayed_step": s.batch_size // step,
+            "--workers": self.places.workers,
+            "--norm": s.norm,
+            "--opt": s.opt,
+            "--lr": s.lr,
+            "--precision": p.precision,
+            "--receptive_field": p.receptive_field,
+            "--pooling": p.pooling,
+            "--width": p.width,
         }
         data = data_flags(p, s, self.places)
         if p.data in CROP_DATA:

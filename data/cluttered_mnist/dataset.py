@@ -27,11 +27,13 @@ IN_CHANNELS = 1
 SAMPLE = 9  # canvases of a split whose shapes decide which one all have
 NUMBERS = {  # in args.json, by generator: least and largest value, int where a whole number is expected
     "nmnist": {
-        **{"canvas": (SIDE + 1, render.MAX_SIDE), "patch-size": (0, render.MAX_SIDE)},
+        "canvas": (SIDE + 1, render.MAX_SIDE),
+        "patch-size": (0, render.MAX_SIDE),
         "scale": (1e-3, float(render.MAX_SIDE)),
     },
     "noise": {
-        **{"canvas": (1, render.MAX_SIDE), "seed": (0, 2**64)},
+        "canvas": (1, render.MAX_SIDE),
+        "seed": (0, 2**64),
         **{f"num_{split}": (1, 2**32) for split in SPLITS},
     },
 }
