@@ -11,7 +11,17 @@ import skimage
 import train_retrieval
 from retrieval import cut_tiles, evaluate_pairs
 
-PICTURES = ("ihc.png", "cell.png", "brick.png", "grass.png", "gravel.png", "moon.png", "coins.png", "retina.jpg")
+PICTURES = (
+    "ihc",
+    "cell",
+    "brick",
+    "grass",
+    "gravel",
+    "moon",
+    "coins",
+    "retina",
+    "hubble_deep_field",
+)  # of scikit-image
 SLIDE = Path(os.environ.get("CAMELYON_FIXTURES", "")) / "CMU-1-Small-Region.svs"
 
 
@@ -19,11 +29,9 @@ SLIDE = Path(os.environ.get("CAMELYON_FIXTURES", "")) / "CMU-1-Small-Region.svs"
 def test_a_small_training_beats_its_own_start(tmp_path):
     if not SLIDE.is_file():
         pytest.skip("needs a real slide: set CAMELYON_FIXTURES to the folder of CMU-1-Small-Region.svs")
-    pictures = [Path(skimage.__file__).parent / "data" / name for name in PICTURES]
-    images = [*map(str, [SLIDE, *filter(Path.is_file, pictures)])]
-    cut_tiles.main(
-        ["--image", *images, "--size", "128", "--fractions", "2", "1", "1", "--out", str(tmp_path / "tiles")]
-    )
+    pictures = [path for name in PICTURES for path in (Path(skimage.__file__).parent / "data").glob(f"{name}.*g")]
+    size = ["--size", "128", "--stride", "64", "--fractions", "2", "1", "1"]
+    cut_tiles.main(["--image", *map(str, [SLIDE, *pictures]), *size, "--out", str(tmp_path / "tiles")])
     common = ["--workers", "0", "--device", "cpu"]
     paths = ["--train_path", str(tmp_path / "tiles/train"), "--valid_path", str(tmp_path / "tiles/valid")]
     flags = [
@@ -31,9 +39,9 @@ def test_a_small_training_beats_its_own_start(tmp_path):
         "--base",
         "autoencoder",
         "--reconstruction_epochs",
-        "4",
+        "1",
         "--epochs",
-        "30",
+        "15",
         "--bs",
         "16",
         "--lr",
@@ -44,4 +52,6 @@ def test_a_small_training_beats_its_own_start(tmp_path):
     evaluate_pairs.main([*test, *common, "--out", str(tmp_path / "pairs")])
     found = json.loads((tmp_path / "pairs" / "scores.json").read_text())["median"]
     start = pd.read_csv(tmp_path / "run" / "stats.csv").iloc[0]
-    assert found["random_auc"] > max(0.8, start["valid_random_auc"])
+    print(f"AUC random {found['random_auc']:.3f}, hardest {found['hardest_auc']:.3f}; the start's on validation tiles")
+    print(f"random {start.valid_random_auc:.3f}, hardest {start.valid_hardest_auc:.3f}")
+    assert found["random_auc"] > max(0.87, start.valid_random_auc + 0.1)
