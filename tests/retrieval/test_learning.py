@@ -23,7 +23,7 @@ PICTURES = (
     "hubble_deep_field",
 )  # of scikit-image
 TILES = "--size 128 --stride 64 --fractions 2 1 1"
-TRAINING = "--synth_valid --base autoencoder --reconstruction_epochs 1 --epochs 15 --bs 16 --lr 1e-3"
+TRAINING = "--synth_valid --base autoencoder --reconstruction_epochs 1 --epochs 10 --bs 16 --lr 1e-3"
 HERE = "--workers 0 --device cpu"
 SLIDE = Path(os.environ.get("CAMELYON_FIXTURES", "")) / "CMU-1-Small-Region.svs"
 
