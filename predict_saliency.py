@@ -17,6 +17,7 @@ from common.files import (
     atomic_open,
     check_target,
     errors_name,
+    is_whole,
     make_subfolder,
     open_input,
     open_own,
@@ -148,7 +149,7 @@ class MapFolder:
         except (ValueError, RecursionError):
             rows = [{}]
         files = [self.part / f"{kind}_{i}.npy" for i in range(len(rows)) for kind in ("sal", "pred")]
-        if not all(_is_row(row, i) for i, row in enumerate(rows)) or not all(map(_is_whole, files)):
+        if not all(_is_row(row, i) for i, row in enumerate(rows)) or not all(map(is_whole, files)):
             rows = []
         kept = len(rows) // batch_size * batch_size
         with atomic_open(path, "w") as file:
@@ -206,14 +207,6 @@ def _is_row(row, i):
         and {"hit", "o2i"} <= row.keys()
         and all(isinstance(row.get(name), (int, float)) for name in numbers)
     )
-
-
-def _is_whole(path):
-    """Whether a map has its content; a power cut may leave a file without."""
-    try:
-        return np.load(path, mmap_mode="r").ndim == 2
-    except Exception:  # damaged headers fail in many ways
-        return False
 
 
 def identity(args, data) -> dict:

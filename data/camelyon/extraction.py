@@ -22,6 +22,7 @@ from common.errors import BadInput
 from common.files import (
     atomic_open,
     errors_name,
+    is_whole,
     make_subfolder,
     npy_bytes,
     open_input,
@@ -203,10 +204,10 @@ def _record(job, folder, args):
     return record if whole else None
 
 
-def _are_whole(rows, folder, size):
-    """Whether all crops of a slide, and the lesion masks of positives, have the size of a whole file."""
-    crop, mask = (len(npy_bytes(np.zeros(shape, np.uint8))) for shape in ((size, size, 3), (size, size)))
-    return all((folder / n).stat().st_size == (mask if n.endswith("_seg.npy") else crop) for n in _files_of(rows))
+def _are_whole(rows, folder, side):
+    """Whether all crops of a slide, and the lesion masks of positives, are there."""
+    shapes = {name: (side, side) if name.endswith("_seg.npy") else (side, side, 3) for name in _files_of(rows)}
+    return all(is_whole(folder / name, shape) for name, shape in shapes.items())
 
 
 def _files_of(rows):
