@@ -55,7 +55,7 @@ def add_flags(parser, k: int, k_help: str) -> None:
 
 
 @dataclass(frozen=True)
-class Job:
+class SlideJob:
     """A slide to extract crops from; `path` is None when it is not at hand, `annotation` is None for negatives."""
 
     name: str
@@ -83,7 +83,7 @@ class Job:
 class CropWriter:
     """Writes the crops of one slide and keeps their rows for crops.csv."""
 
-    def __init__(self, folder: Path, job: Job, level: int, mpp: float | None):
+    def __init__(self, folder: Path, job: SlideJob, level: int, mpp: float | None):
         self.folder, self.job, self.mpp = folder, job, mpp
         self.prefix = str(Path(SPLIT_FOLDERS[job.split]) / f"{job.name}_{level}_")
         self.rows: list[list] = []
@@ -99,7 +99,7 @@ class CropWriter:
 
 
 def run(
-    jobs: list[Job], extract: Callable, draw: Callable, folder: Path, settings: dict, args
+    jobs: list[SlideJob], extract: Callable, draw: Callable, folder: Path, settings: dict, args
 ) -> tuple[list[dict], list[str]]:
     """Extract the slides that are not finished and put crops.csv together.
 
@@ -116,7 +116,7 @@ def run(
 
 
 def _run(jobs, extract, draw, folder, settings, args):
-    todo, absent = plan(jobs, folder, settings, args)
+    todo, absent = outstanding(jobs, folder, settings, args)
     kept = _is_of_others(folder / "crops.csv")
     _open_folder(folder, settings)
     if todo and not kept:
@@ -136,7 +136,7 @@ def _run(jobs, extract, draw, folder, settings, args):
     return records, sorted(failures) + absent + [problem] * bool(problem and todo)
 
 
-def plan(jobs: list[Job], folder: Path, settings: dict, args) -> tuple[list[Job], list[str]]:
+def outstanding(jobs: list[SlideJob], folder: Path, settings: dict, args) -> tuple[list[SlideJob], list[str]]:
     """The jobs that remain to be done, and a line for each whose slide is not at hand.
 
     BadInput when the folder was made with other settings.
@@ -220,7 +220,7 @@ def _checksums(rows, folder):
     return {name: manifest.file_checksums(folder / name) for name in _files_of(rows)}
 
 
-def _work(job: Job, extract, draw, folder: Path, args) -> str | None:
+def _work(job: SlideJob, extract, draw, folder: Path, args) -> str | None:
     """Finish one slide; returns what went wrong in one line. Its record appears only when all its crops are there."""
     try:
         record = _record(job, folder, args)
