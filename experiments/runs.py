@@ -115,8 +115,8 @@ def data_name(point: Point, setting: Setting, places: Places) -> str:
         return f"{point.data}_{point.canvas}_ratio_{point.ratio}_{digest}"
     if point.data == "noise":
         return f"noise_{noise_side(point, setting)}_{point.num_examples}"
-    named = {"clutter": clutter(point, setting), "scale": setting.scale, "x": setting.duplicates}
-    usual = {"clutter": default_clutter(point.canvas), "scale": 1.0, "x": 2}
+    named = {"clutter": clutter(point, setting), "scale": setting.scale, "x": setting.duplicates, "cell": setting.cell}
+    usual = {"clutter": default_clutter(point.canvas), "scale": 1.0, "x": 2, "cell": 64}
     differing = (f"{k}{v:g}" for k, v in named.items() if v != usual[k])
     return "_".join(filter(None, [f"nmnist_{point.canvas}", places.digits.name, *differing]))
 
@@ -149,7 +149,7 @@ def generation(run: Trial) -> list[str] | None:
         return command("data/cluttered_mnist/generate_noise_data.py", flags)
     flags |= {"--canvas": p.canvas, "--distortion-num": clutter(p, s), "--duplicates": s.duplicates, "--scale": s.scale}
     flags |= {"--mnist": run.places.mnist} if run.places.mnist else {}
-    cell = 64 if p.canvas % 64 == 0 else 0
+    cell = s.cell if s.cell and p.canvas % s.cell == 0 else 0
     return command("data/cluttered_mnist/generate_data.py", flags | {"--patch-size": cell})
 
 
