@@ -25,6 +25,7 @@ from experiments import (
     executors,
     figures,
     leakage,
+    methods,
     plot_results,
     results,
     runs,
@@ -33,7 +34,7 @@ from experiments import (
 from experiments.figures import AXES, CROP_DATA, FIGURES, PRESETS, Point
 from experiments.runs import Places, Trial
 
-OTHERS = {"anomaly": anomaly.main, "leakage": leakage.main}  # with flags of their own
+OTHERS = {"anomaly": anomaly.main, "leakage": leakage.main, "methods": methods.main}  # with flags of their own
 REAL_SLIDES = 100  # negatives of CAMELYON17 come from 197 training slides, made ones from a handful
 
 
