@@ -4,12 +4,8 @@ Makes nMNIST, crops of made slides (a check of the programs, no result) and thei
 that are not done (interrupted ones continue), writes results/methods.csv after each and draws figures/methods.png.
 """
 
-import functools
-import hashlib
 import shlex
-from dataclasses import dataclass, replace
 from pathlib import Path
-from shlex import quote
 
 import numpy as np
 import pandas as pd
@@ -21,103 +17,25 @@ from common import cli, metrics
 from common.errors import BadInput
 from common.files import atomic_open, make_folder, make_subfolder, read_json, write_csv
 from data import tiles
-from data.camelyon import dataset as camelyon
-from data.cluttered_mnist import dataset as mnist
-from data.cluttered_mnist import digits
-from experiments import anomaly, drawing, executors, made, plot_results, runs, sources
+from experiments import anomaly, drawing, executors, made, plot_results, runs
+from experiments.method_runs import DETECTORS, FEATURES, PRESETS, MethodTrial, estimate, trials
 from experiments.runs import Children
 from experiments.stats import read_numbers, update_table
-from models import weights
 from models.needle import POOLINGS
 from retrieval import audit
 
 NAME = "methods"
-FEATURES = {"classifier": "", "dsmil": "squeezenet", "hnm": "squeezenet", "dpa": "vgg16"}  # frozen networks
-FEATURES |= {"deep_if": "vgg16", "deep_knn": "vgg16"}
-DETECTORS = ("dpa", "deep_if", "deep_knn")
 KEY = ("setting", "data", "size", "o2i", "method", "variant", "seed")
-NUMBERS = ("size", "o2i_percent", "seed", "positives", "auc", "ap", "near_duplicates", "seconds")
-GAPS = ("localization_ap", "chance_ap", "cell", "auc_with_near_duplicate", "auc_without")
+SCORES = ("o2i_percent", "positives", "auc", "ap", "near_duplicates")
+GAPS = ("localization_ap", "chance_ap", "cell", "auc_with_near_duplicate", "auc_without")  # numbers a row may lack
+COLUMNS = (*KEY, *SCORES, *GAPS, "seconds", "device", "weights")
 TEXTS = ("setting", "data", "o2i", "method", "variant", "device", "weights")
-COLUMNS = (*KEY, *NUMBERS[1:2], *NUMBERS[3:7], *GAPS, "seconds", "device", "weights")
 CHANCE = 0.5
 PANELS = {"auc": "test AUC", "localization_ap": "localisation AP"}
 TITLES = {"nmnist": "nMNIST", "made": made.TITLE}
 LABELS = [*(f"classifier {pooling}" for pooling in POOLINGS), "dsmil", "hnm", *DETECTORS]
 MARKERS = "osD^v<>Ph"
-SHIFT, MARGIN = 1.035, 1.5  # factors of O2I: from method to method, and beside the outermost sizes
-
-
-@dataclass(frozen=True)
-class Preset:
-    """Which data sets and runs, and how they are trained; flags are written as they are typed.
-
-    Attributes: ratios, of crops of `side` px, k as made.make_crops; on the first canvas and ratio all poolings and HNM
-        run. classifier, bags, seconds: by --datatype; seconds, of a run at 64 px on a core, for estimates.
-    """
-
-    name: str
-    seeds: int
-    canvases: tuple[int, ...]
-    side: int
-    ratios: tuple[str, ...]
-    slides: str
-    k: tuple[int, int]
-    classifier: dict[str, str]
-    tile: int  # px, of bags and detectors
-    stride: int  # of bags
-    bags: dict[str, str]
-    dsmil: str
-    hnm: str
-    detectors: dict[str, dict]
-    seconds: dict[str, dict[str, float]]
-
-
-MIL = "--lr_mil 1e-3 --ranking_loss yes"
-NARROW = "--norm bn --opt adam --lr 2e-3 -b 16"
-SMALL = Preset(
-    "small",
-    3,
-    (64, 96, 128),
-    64,
-    ("0.01_0.1", "0.001_0.01"),
-    "--own_tissue",
-    (20, 120),
-    {
-        "mnist": f"--width -3 {NARROW} --receptive_field 177 -e 2",
-        "camelyon": f"--width -3 {NARROW} --receptive_field 33 -e 6",
-    },
-    32,
-    16,
-    {"mnist": "--num_examples 1000 --tile_resize 64", "camelyon": "--tile_resize 64"},
-    f"{MIL} -b 16 --num_epoch_mil 15",
-    "--encoder_weights random --encoder_width 0.25 -e 4 -b 32 --lr 0.2 --augment_transform 2"
-    f" --posi_query_ratio 0.25 --warmup 2 --MIL_every_n_epochs 2 {MIL} --bags_per_step 8 --num_epoch_mil 20",
-    {method: anomaly.SMALL[method] | {"--gallery": 1000} for method in ("deep_if", "deep_knn")}
-    | {"dpa": anomaly.SMALL["dpa"]},
-    {
-        "mnist": {"classifier": 300, "dsmil": 65, "hnm": 200, "dpa": 120, "deep_if": 60, "deep_knn": 60},
-        "camelyon": {"classifier": 120, "dsmil": 60, "hnm": 200, "dpa": 60, "deep_if": 20, "deep_knn": 20},
-    },
-)
-TINY = replace(
-    SMALL,
-    name="tiny",
-    seeds=1,
-    canvases=(40,),
-    side=40,
-    ratios=("0.05_0.5",),
-    slides="--own_tissue --annotated 1 --negative 1 --width 2048 --height 2048",
-    k=(8, 30),
-    classifier=dict.fromkeys(("mnist", "camelyon"), f"--width -4 {NARROW} --receptive_field 9 -e 1"),
-    bags=dict.fromkeys(("mnist", "camelyon"), "--num_examples 20 --tile_resize 40"),
-    dsmil=f"{MIL} -b 16 --num_epoch_mil 2",
-    hnm="--encoder_weights random --encoder_width 0.25 -e 1 -b 16 --warmup 0"
-    f" --posi_query_ratio 0.25 {MIL} --num_epoch_mil 2",
-    detectors={"dpa": anomaly.SMALL["dpa"] | {"--iters": 2, "-b": 4}}
-    | {"deep_if": {"--layers": "r12", "--gallery": 50}, "deep_knn": {"--layer": "r12", "--gallery": 50}},
-)
-PRESETS = {preset.name: preset for preset in (SMALL, TINY)}
+EDGE, WIDEST = {"markeredgewidth": 0.4}, 3.0  # of markers; of the room of a size, as a factor of O2I
 
 
 def parse_args(argv=None):
@@ -132,180 +50,6 @@ def parse_args(argv=None):
     add("--dry_run", action="store_true", help="print the commands and the hours, and end")
     add("--jobs", type=cli.positive, help="runs at a time (default: a GPU each, or a CPU core)")
     return parser.parse_args(argv)
-
-
-# --- data sets ---
-
-
-@dataclass(frozen=True)
-class Images:
-    """nMNIST of a canvas, or crops of made slides of a range of O2I; `digits` as generate_data.py's --mnist."""
-
-    root: Path
-    side: int
-    ratio: str = ""
-    digits: str = ""
-
-    @property
-    def name(self) -> str:
-        if self.ratio:
-            return f"made_{self.side}_ratio_{self.ratio}"
-        found = sources.digits_of(self.digits).name
-        return "_".join(filter(None, [f"nmnist_{self.side}", found]))
-
-    @property
-    def table_name(self) -> str:
-        """Its column `data`."""
-        return "made" if self.ratio else "nmnist"
-
-    @property
-    def kind(self) -> str:
-        """The --datatype."""
-        return "camelyon" if self.ratio else "mnist"
-
-    @property
-    def o2i(self) -> str:
-        """In percent; of crops a range."""
-        if self.ratio:
-            return "-".join(f"{100 * float(edge):g}" for edge in self.ratio.split("_"))
-        return f"{100 * (digits.SIDE / self.side) ** 2:.3g}"
-
-    @property
-    def flags(self) -> str:
-        if self.ratio:
-            return made.crop_flags(self.crops, self.side, self.ratio)
-        return f"--data_path {quote(str(self.root / 'data' / self.name))}"
-
-    @property
-    def crops(self) -> Path:
-        return self.root / "data" / f"made_{self.side}"
-
-    @property
-    def audit(self) -> Path:
-        return self.root / "audits" / self.name
-
-    def make(self, children: Children, preset: Preset) -> None:
-        """Make what is missing of the images and of their audit by pixels."""
-        if self.ratio:
-            made.make_crops(make_folder(self.crops), children, preset.slides, self.side, self.ratio, preset.k)
-        else:
-            place = self.flags.replace("--data_path", "--out")
-            generate = (
-                f"generate_data.py --canvas {self.side} --duplicates 1 --format none --mnist {quote(self.digits)}"
-            )
-            made.call(children, f"data/cluttered_mnist/{generate} {place}")
-        if not (self.audit / "summary.json").exists():
-            where = f"--out {quote(str(self.audit))} --workers 0"
-            made.call(children, f"audit_leakage.py {self.flags} --k 1 {where}")
-
-    @functools.cached_property
-    def near_duplicates(self) -> dict[str, bool]:
-        """Test image -> whether the audit finds a near-duplicate of it in training."""
-        threshold = read_json(self.audit / "summary.json")["threshold"]["distance"]
-        table = read_numbers(self.audit / "audit.csv", ["label"], ["distance"], ["query", "split"])
-        table = table[table["split"] == "test"]
-        return dict(zip(table["query"], table["distance"] <= threshold, strict=True))
-
-    @functools.cached_property
-    def masks(self) -> dict[str, np.ndarray]:
-        """Positive test image -> the object's pixels, bool (H, W)."""
-        parser = cli.ArgumentParser()
-        mnist.add_flags(parser), camelyon.add_flags(parser)
-        args = parser.parse_args(shlex.split(self.flags))
-        splits = camelyon.load_splits(args, ["test"], False) if self.ratio else mnist.load_splits(args, ["test"])
-        test = splits["test"]
-        return {test.names[i]: test.object_mask(i) for i in np.flatnonzero(np.asarray(test.labels) == 1)}
-
-
-# --- runs ---
-
-
-@dataclass(frozen=True)
-class MethodTrial:
-    """A method trained on a data set with a seed, as experiments.executors takes it to its end.
-
-    Attributes: setting, as the table calls it; weights, of the frozen network: imagenet or random; folder, where run
-        folders are.
-    """
-
-    setting: str
-    preset: Preset
-    data: Images
-    method: str
-    variant: str
-    seed: int
-    weights: str
-    folder: Path
-    bulky = ("saliency_test", "features", "first/features")
-
-    @functools.cached_property
-    def name(self) -> str:
-        """Tells all flags but those that name places."""
-        flags = hashlib.sha256("\n".join(self.lines("", "LOGDIR")).encode()).hexdigest()[:6]
-        return f"{self.data.name}/{'_'.join(filter(None, (self.method, self.variant, f's{self.seed}', flags)))}"
-
-    @property
-    def places(self) -> runs.Places:
-        return runs.Places(self.folder)
-
-    @property
-    def logdir(self) -> Path:
-        return self.folder / "runs" / self.name
-
-    def commands(self) -> list[list[str]]:
-        return [shlex.split(line) for line in self.lines(self.data.flags, quote(str(self.logdir)))]
-
-    def lines(self, data: str, logdir: str) -> list[str]:
-        """The commands as they are typed, of training and scoring the test images."""
-        p, kind, end = self.preset, self.data.kind, f"--workers 0 --logdir {logdir}"
-        seed, tile = f"--seed {self.seed}", f"--tile {p.tile}"
-        if self.method == "classifier":
-            train = f"train_{kind}.py {data} {p.classifier[kind]} --pooling {self.variant} {seed} {end}"
-            return [train, f"predict_saliency.py --datatype {kind} {data} --split test --overlays 0 {end}"]
-        if self.method in DETECTORS:
-            own = shlex.join(anomaly.words("", p.detectors[self.method])[1:])
-            network = "--vgg vgg16 --vgg_weights" if self.method == "dpa" else "--embedder vgg16 --embedder_weights"
-            train = f"train_anomaly.py --method {self.method} {data} {tile} {own} {network} {self.weights}"
-            return [f"{train} {seed} {end}", f"score_anomaly.py --stride {p.tile} --overlays 0 {end}"]
-        bags = f"--datatype {kind} {data} {tile} --stride {p.stride} {p.bags[kind]} {seed}"
-        dsmil = f"train_mil.py {bags} --embedder squeezenet --embedder_weights {self.weights}"
-        dsmil += f" --feature_dtype float16 {p.dsmil}"
-        if self.method == "dsmil":
-            return [f"{dsmil} {end}"]
-        first = f"{dsmil} --pseudo_labels {logdir}/first/scores.p {end}/first"
-        return [first, f"mil/finetune.py {bags} {p.hnm} --pseudo_label_path {logdir}/first/scores.p {end}"]
-
-    @property
-    def is_done(self) -> bool:
-        return runs.outcome(self) == 0 and (self.logdir / "scores" / "test.csv").exists()
-
-
-def trials(args) -> list[MethodTrial]:
-    """All runs, the first seed of every one first."""
-    root, preset = args.root.absolute(), PRESETS[args.preset]
-    source = args.mnist or digits.default_source()
-    canvases = [Images(root, canvas, digits=source) for canvas in preset.canvases]
-    crops = [Images(root, preset.side, ratio) for ratio in preset.ratios]
-    found = {name: "imagenet" if weights.find_imagenet(name) else "random" for name in set(FEATURES.values()) - {""}}
-    plans = [
-        (data, method, variant)
-        for kind in (canvases, crops)
-        for data in kind
-        for method in args.methods
-        for variant in ((POOLINGS if data is kind[0] else POOLINGS[:1]) if method == "classifier" else ("",))
-        if method != "hnm" or data is kind[0]
-    ]
-    setting = ", ".join(filter(None, [preset.name, sources.digits_of(source).name]))
-    return [
-        MethodTrial(setting, preset, data, method, variant, seed, found.get(FEATURES[method], ""), root)
-        for seed in range(1, (args.seeds or preset.seeds) + 1)
-        for data, method, variant in plans
-    ]
-
-
-def estimate(run: MethodTrial) -> float:
-    """Seconds of the run on one core, in proportion to the pixels of an image; 0 where none was measured."""
-    return run.preset.seconds[run.data.kind].get(run.method, 0) * (run.data.side / 64) ** 2
 
 
 # --- the table ---
@@ -343,7 +87,7 @@ def row(run: MethodTrial) -> dict:
         "auc_without": parts["without"]["auc"],
         "seconds": round(runs.seconds(run), 1),
         "device": read_json(run.logdir / "config.json").get("device"),
-        "weights": features_of(run),
+        "weights": run.features,
     }
 
 
@@ -357,16 +101,9 @@ def cells_on_object(run: MethodTrial, name: str, cell: int) -> float:
     return float(tiles.holds_object(mask, corners, cell).mean())
 
 
-def features_of(run: MethodTrial) -> str:
-    """The frozen network, its weights and their digest."""
-    network = FEATURES[run.method]
-    path = weights.find_imagenet(network) if run.weights == "imagenet" else None
-    return " ".join(filter(None, [network or "none", run.weights, path and weights.sha256_of(path)[:8]]))
-
-
 def read(path: Path):
     """The table of results. BadInput when it is none."""
-    table = read_numbers(path, NUMBERS, GAPS, TEXTS, dtype=dict.fromkeys(TEXTS, str))
+    table = read_numbers(path, ("size", "seed", "seconds", *SCORES), GAPS, TEXTS, dtype=dict.fromkeys(TEXTS, str))
     return table.fillna(dict.fromkeys(TEXTS, ""))
 
 
@@ -388,7 +125,7 @@ def main(argv=None):
     todo = [run for run in planned if not run.is_done]
     hours = sum(map(estimate, todo)) / 3600
     print(f"{NAME} ({planned[0].setting}): {len(planned)} runs, {len(todo)} to do, about {hours:.1f} h of one core")
-    print("frozen features: " + ", ".join(sorted({features_of(run) for run in planned if run.weights})), flush=True)
+    print("frozen features: " + ", ".join(sorted({run.features for run in planned if run.weights})), flush=True)
     if args.dry_run:
         for line in (shlex.join(words) for run in todo for words in run.commands()):
             print(f"python {line}")
@@ -409,7 +146,20 @@ def main(argv=None):
     if path.exists():
         for picture in draw(path, args.out / "figures"):
             print(f"wrote {picture}")
+        print("\n".join(verdicts(path)))
     executors.raise_failures(failures)
+
+
+def verdicts(path: Path) -> list[str]:
+    """A line for each method and data: the smallest O2I at which AUC is above chance by two standard errors."""
+    lines = []
+    for (setting, data, method, variant), own in read(path).groupby(["setting", "data", "method", "variant"]):
+        sizes = own.groupby("o2i").agg(size=("o2i_percent", "mean"), auc=("auc", "mean"), error=("auc", "sem"))
+        found = sizes[sizes["auc"] - 2 * sizes["error"] > CHANCE]
+        said = f"finds objects down to O2I {found['size'].min():.2g} %" if len(found) else "finds them at no size"
+        tried = ", ".join(f"{row.size:.2g} %: {row.auc:.3f}" for row in sizes.sort_values("size").itertuples())
+        lines.append(f"{NAME} ({setting}), {TITLES[data]}, {f'{method} {variant}'.strip()}: {said} (AUC {tried})")
+    return lines
 
 
 # --- the figure ---
@@ -423,7 +173,7 @@ def draw(path: Path, folder: Path) -> list[Path]:
         labels = [label for label in LABELS if label in set(table["label"])]
         styles = {label: (drawing.colours(LABELS)[label], MARKERS[LABELS.index(label)]) for label in labels}
         kinds = [kind for kind in TITLES if kind in set(table["data"])]
-        canvas = Figure(figsize=(4.8 * len(kinds) + 1.6, 6.6), dpi=110, layout="constrained")
+        canvas = Figure(figsize=(5.2 * len(kinds) + 1.8, 6.6), dpi=110, layout="constrained")
         axes = canvas.subplots(len(PANELS), len(kinds), squeeze=False, sharex="col")
         for column, kind in enumerate(kinds):
             axes[0][column].set_title(TITLES[kind], fontsize=10)
@@ -433,7 +183,7 @@ def draw(path: Path, folder: Path) -> list[Path]:
         canvas.legend(handles=legend(styles), loc="outside right center", frameon=False, fontsize=8)
         n = table["seed"].nunique()
         canvas.suptitle(
-            f"setting: {setting}; small markers: {n} seed{'s' * (n > 1)}; large: mean and standard deviation",
+            f"setting: {setting}; a marker for each of {n} seed{'s' * (n > 1)}, their mean and standard deviation",
             fontsize=8,
         )
         name = NAME if setting == "small" else f"{NAME}_{anomaly.as_name(setting)}"
@@ -444,32 +194,38 @@ def draw(path: Path, folder: Path) -> list[Path]:
 
 
 def draw_panel(axis, table, metric: str, styles: dict) -> None:
-    """A metric against O2I: methods side by side at each size, dashes where chance is."""
-    sizes = table.groupby("o2i")["o2i_percent"].mean()
+    """A metric against O2I: methods side by side at each size, seeds, mean and deviation; dotted where chance is."""
+    sizes = table.groupby("o2i")["o2i_percent"].mean().sort_values()
+    nearest = (sizes.to_numpy()[1:] / sizes.to_numpy()[:-1]).min(initial=WIDEST)
+    step = nearest ** (1 / (len(styles) + 1))  # factor of O2I from method to method
     for place, (label, (colour, marker)) in enumerate(styles.items()):
-        shift = SHIFT ** (place - (len(styles) - 1) / 2)
         for o2i, own in table[table["label"] == label].dropna(subset=metric).groupby("o2i"):
-            at, values = sizes[o2i] * shift, own[metric]
-            axis.plot([at] * len(own), values, marker, color=colour, markersize=3, alpha=0.7)
-            axis.errorbar(at, values.mean(), np.nan_to_num(values.std()), color=colour, marker=marker, capsize=2)
+            at = sizes[o2i] * step ** (place - (len(styles) - 1) / 2)
+            ends = at / step**0.4, at * step**0.4
+            seeds = at * step ** np.linspace(-0.25, 0.25, len(own)) if len(own) > 1 else [at]
+            axis.plot(seeds, own[metric], marker, color=colour, markersize=5, markeredgecolor="black", **EDGE)
+            deviation = np.nan_to_num(own[metric].std())
+            axis.errorbar(at, own[metric].mean(), deviation, color="black", capsize=2, linewidth=0.8, zorder=1)
+            axis.hlines(own[metric].mean(), *ends, color=colour, linewidth=2, zorder=1)
             if metric == "localization_ap":
-                axis.plot(at, own["chance_ap"].mean(), "_", color=colour, markersize=9)
+                axis.hlines(own["chance_ap"].mean(), *ends, color=colour, linestyle=":", linewidth=1.5)
     if metric == "auc":
         axis.axhline(CHANCE, color="grey", linewidth=0.8, linestyle="--", zorder=0)
     axis.set(xscale="log", ylabel=PANELS[metric], ylim=(0.2, 1.03) if metric == "auc" else (-0.03, 1.03))
-    axis.set_xlim(sizes.min() / MARGIN, sizes.max() * MARGIN)
-    axis.set_xticks(sorted(sizes), [f"{size:.2g}" for size in sorted(sizes)])
+    axis.set_xlim(sizes.min() / nearest**0.6, sizes.max() * nearest**0.6)
+    axis.set_xticks(sizes, [f"{size:.2g}" for size in sizes])
     axis.minorticks_off()
 
 
 def legend(styles: dict) -> list[Line2D]:
     """A marker for each method, and what dashes mean."""
     entries = [
-        Line2D([], [], color=colour, marker=marker, linestyle="", label=label)
+        Line2D([], [], color=colour, marker=marker, linestyle="", markeredgecolor="black", label=label, **EDGE)
         for label, (colour, marker) in styles.items()
     ]
     return [
         *entries,
-        Line2D([], [], color="grey", marker="_", linestyle="", label="random cell"),
+        Line2D([], [], color="grey", linewidth=2, label="mean of the seeds"),
+        Line2D([], [], color="grey", linestyle=":", linewidth=1.5, label="random cell of its size"),
         Line2D([], [], color="grey", linestyle="--", linewidth=0.8, label="chance"),
     ]

@@ -5,7 +5,6 @@ results/{figure}.csv, draws figures/{figure}.png and judges Pawlowski 2019's cla
 """
 
 import math
-import os
 import shlex
 import subprocess
 import sys
@@ -155,9 +154,7 @@ def trials_of(name: str, args) -> list[Trial]:
     changes = [figures.change(points, axis, values) for axis, values in axes.items()]
     setting = replace(preset, seeds=args.seeds or preset.seeds, epochs=args.epochs or preset.epochs)
     changes += [f"--epochs {setting.epochs}"] if setting.epochs != preset.epochs else []
-    source = args.mnist or digits.default_source()
-    if source != "digits":
-        source = str(Path(os.path.expanduser(source)).absolute())  # noqa: PTH111 (there may be no home)
+    source = sources.absolute(args.mnist or digits.default_source())
     found = sources.digits_of(source) if any(point.data == "nmnist" for point in points) else sources.MNIST
     changes += [f"--mnist {found.name}"] if found.name else []
     setting = replace(setting, label=", ".join(filter(None, [preset.label, *changes])))

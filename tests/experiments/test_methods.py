@@ -18,7 +18,8 @@ import train_mil
 import train_mnist
 from common import scores
 from common.errors import BadInput, WorkFailed
-from experiments import executors, methods, run_experiments, runs
+from experiments import executors, method_runs, methods, run_experiments, runs
+from experiments.stats import update_table
 from mil import finetune
 
 ROOT = Path(__file__).parents[2]
@@ -29,7 +30,7 @@ COMMANDS = {
 
 
 def plan(*flags):
-    return methods.trials(methods.parse_args(list(flags)))
+    return method_runs.trials(methods.parse_args(list(flags)))
 
 
 def test_the_small_preset_has_the_runs_that_the_figure_promises():
@@ -49,10 +50,10 @@ def test_the_small_preset_has_the_runs_that_the_figure_promises():
 
 
 def test_the_small_preset_takes_eight_hours_of_two_cores_at_most():
-    assert 0 < sum(map(methods.estimate, plan("--preset", "small"))) < 2 * 8 * 3600
+    assert 0 < sum(map(method_runs.estimate, plan("--preset", "small"))) < 2 * 8 * 3600
 
 
-@pytest.mark.parametrize("preset", methods.PRESETS)
+@pytest.mark.parametrize("preset", method_runs.PRESETS)
 def test_the_commands_have_flags_that_there_are(preset):
     for run in plan("--preset", preset, "--seeds", "1"):
         for script, *flags in run.commands():
@@ -61,8 +62,8 @@ def test_the_commands_have_flags_that_there_are(preset):
 
 def test_a_run_with_other_flags_has_another_folder(monkeypatch):
     before = plan("--methods", "dpa")[0]
-    changed = dataclasses.replace(methods.SMALL, detectors={**methods.SMALL.detectors, "dpa": {"--iters": 7}})
-    monkeypatch.setitem(methods.PRESETS, "small", changed)
+    changed = dataclasses.replace(method_runs.SMALL, detectors={"dpa": "--iters 7"})
+    monkeypatch.setitem(method_runs.PRESETS, "small", changed)
     assert plan("--methods", "dpa")[0].logdir.name != before.logdir.name
     assert plan("--methods", "dpa", "--root", "elsewhere")[0].logdir.name == plan("--methods", "dpa")[0].logdir.name
 
@@ -83,15 +84,33 @@ def line(**changes):
     return usual | {"localization_ap": 0.2, "cell": 1, "seconds": 2.0, "device": "cpu", "weights": "none"} | changes
 
 
-def test_a_table_without_localisation_is_drawn_and_a_damaged_one_is_named(tmp_path):
+def write(path, *lines):
+    update_table(path, lines, methods.KEY, methods.COLUMNS, methods.read)
+
+
+def test_each_setting_has_a_picture_and_data_without_objects_have_one_too(tmp_path):
     path = tmp_path / "results" / "methods.csv"
-    lines = [line(), line(seed=2, auc=0.7), line(method="deep_knn", localization_ap=None, chance_ap=None)]
-    methods.update_table(path, [*lines, line(data="made", o2i="1-10")], methods.KEY, methods.COLUMNS, methods.read)
-    narrow, wide = (
-        imread(methods.draw(path, tmp_path / "figures")[0])
-        for _ in (methods.update_table(path, [line()], methods.KEY, methods.COLUMNS, methods.read), None)
-    )
-    assert narrow.shape == wide.shape
+    write(path, line(), line(seed=2, auc=0.7), line(method="deep_knn", localization_ap=None, chance_ap=None))
+    write(path, line(data="made", o2i="1-10"), line(setting="tiny, digits"))
+    paths = methods.draw(path, tmp_path / "figures")
+    assert [path.name for path in paths] == ["methods.png", "methods_tiny_digits.png"]
+    assert imread(paths[0]).shape[1] > imread(paths[1]).shape[1]
+
+
+def test_a_method_finds_down_to_the_smallest_size_at_which_its_seeds_agree_on_more_than_chance(tmp_path):
+    path = tmp_path / "results" / "methods.csv"
+    sizes = {"19.1": (0.9, 0.91), "8.51": (0.6, 0.62), "4.79": (0.45, 0.65)}
+    for o2i, scores_of_seeds in sizes.items():
+        for seed, auc in enumerate(scores_of_seeds, 1):
+            write(path, line(o2i=o2i, o2i_percent=float(o2i), seed=seed, auc=auc))
+            write(path, line(o2i=o2i, o2i_percent=float(o2i), seed=seed, auc=1 - auc, method="deep_knn"))
+    nothing, found = sorted(methods.verdicts(path), key=len)
+    assert "nMNIST, dpa: finds objects down to O2I 8.5 % (AUC 4.8 %: 0.550, 8.5 %: 0.610, 19 %: 0.905)" in found
+    assert "nMNIST, deep_knn: finds them at no size" in nothing
+
+
+def test_a_damaged_table_is_named(tmp_path):
+    path = tmp_path / "methods.csv"
     path.write_text("setting\nsmall\n")
     with pytest.raises(BadInput, match=r"methods\.csv: its columns lack"):
         methods.draw(path, tmp_path / "figures")
@@ -119,9 +138,11 @@ class Here:
 @pytest.fixture
 def figure(tmp_path, monkeypatch):
     """Returns what runs the figure with some methods on scikit-learn's digits: the scripts that it called."""
-    tiny = dataclasses.replace(methods.TINY, k=(6, 20), bags=dict.fromkeys(methods.TINY.bags, "--num_examples 16"))
-    monkeypatch.setitem(methods.PRESETS, "tiny", tiny)
-    monkeypatch.setattr(methods, "POOLINGS", ("max",))
+    tiny = dataclasses.replace(
+        method_runs.TINY, k=(6, 20), bags=dict.fromkeys(method_runs.TINY.bags, "--num_examples 16")
+    )
+    monkeypatch.setitem(method_runs.PRESETS, "tiny", tiny)
+    monkeypatch.setattr(method_runs, "POOLINGS", ("max",))
     words = ["methods", "--preset", "tiny", "--mnist", "digits", "--methods", "classifier", "dsmil", "deep_knn"]
     words += ["--root", str(tmp_path / "root"), "--out", str(tmp_path / "out")]
 
