@@ -41,7 +41,7 @@ def parse_args(argv=None):
     return parser.parse_args(argv)
 
 
-def make_slide(folder: Path, args) -> extraction.Job:
+def make_slide(folder: Path, args) -> extraction.SlideJob:
     """Paint a slide with its annotation into the folder."""
     name, sides = "patient_004_node_4", ["--width", args.width, "--height", args.height]
     options = make_slides.parse_args(["--out", str(folder), *sides, "--lesion_sets", args.lesion_sets])
@@ -49,10 +49,10 @@ def make_slide(folder: Path, args) -> extraction.Job:
         (folder / part).mkdir(parents=True)
     make_slides.make_slide(name, {name: "many"}, make_slides.texture_squares(None), [], options)
     slide = folder / "training" / "center_0" / f"{name}.tif"
-    return extraction.Job(name, slide, 0, folder / "annotations" / f"{name}.xml")
+    return extraction.SlideJob(name, slide, 0, folder / "annotations" / f"{name}.xml")
 
 
-def extract_whole(job: extraction.Job, folder: Path, args) -> dict:
+def extract_whole(job: extraction.SlideJob, folder: Path, args) -> dict:
     """The baseline: level and mask as whole arrays, scipy's labels, random positions until k of a lesion are good."""
     from scipy import ndimage
 
@@ -86,7 +86,7 @@ def _measure(extract, job, args, results):
     results.put((seconds, most_resident() / 1e9, record["lesions"], len(record["rows"])))
 
 
-def measure(extract, job: extraction.Job, args) -> tuple[float, float, int, int]:
+def measure(extract, job: extraction.SlideJob, args) -> tuple[float, float, int, int]:
     """(seconds, peak memory in GB, lesions, crops) of one extraction."""
     context = multiprocessing.get_context("spawn")
     results = context.SimpleQueue()
@@ -98,7 +98,7 @@ def measure(extract, job: extraction.Job, args) -> tuple[float, float, int, int]
     return results.get()
 
 
-def measure_scaling(job: extraction.Job, args) -> dict[int, float]:
+def measure_scaling(job: extraction.SlideJob, args) -> dict[int, float]:
     """Worker processes -> seconds to extract SLIDES copies of the job, for 1, 2, 4 ... workers up to the cores."""
     jobs = [replace(job, name=name) for name in sorted(slides.ANNOTATED)[:SLIDES]]
     seconds, args.workers = {}, 1
@@ -120,7 +120,11 @@ def crop_flags(size: int, low: float, high: float):
 def main(argv=None):
     args = parse_args(argv)
     with tempfile.TemporaryDirectory() as folder:
-        job = extraction.Job("slide", args.slide, 0, args.annotation) if args.slide else make_slide(Path(folder), args)
+        job = (
+            extraction.SlideJob("slide", args.slide, 0, args.annotation)
+            if args.slide
+            else make_slide(Path(folder), args)
+        )
         print(f"{'size':>5}  {'O2I':12}{'version':8}{'seconds':>9}{'peak GB':>9}{'lesions':>9}{'crops':>8}")
         for size in args.sizes:
             for low, high in [(0.1, 0.5), (0.01, 0.1), (0.001, 0.01)]:
