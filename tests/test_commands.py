@@ -25,6 +25,8 @@ PAGES = (  # in the order of reading
     "docs/ANOMALY.md",
     "docs/MIL.md",
     "docs/RETRIEVAL.md",
+    "docs/adding_a_method.md",
+    "docs/coming_from.md",
 )
 NOTES = """data/cluttered_mnist/generate_data.py --digit-clutter --distortion-num 25 --patch-size 64 --type detection
     --canvas 256 --out DIR --mnist MNIST_DIR
