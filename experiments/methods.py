@@ -157,6 +157,7 @@ def verdicts(path: Path) -> list[str]:
         sizes = own.groupby("o2i").agg(size=("o2i_percent", "mean"), auc=("auc", "mean"), error=("auc", "sem"))
         found = sizes[sizes["auc"] - 2 * sizes["error"] > CHANCE]
         said = f"finds objects down to O2I {found['size'].min():.2g} %" if len(found) else "finds them at no size"
+        said = "undecided, one seed" if sizes["error"].isna().all() else said
         tried = ", ".join(f"{row.size:.2g} %: {row.auc:.3f}" for row in sizes.sort_values("size").itertuples())
         lines.append(f"{NAME} ({setting}), {TITLES[data]}, {f'{method} {variant}'.strip()}: {said} (AUC {tried})")
     return lines

@@ -104,7 +104,9 @@ def test_a_method_finds_down_to_the_smallest_size_at_which_its_seeds_agree_on_mo
         for seed, auc in enumerate(scores_of_seeds, 1):
             write(path, line(o2i=o2i, o2i_percent=float(o2i), seed=seed, auc=auc))
             write(path, line(o2i=o2i, o2i_percent=float(o2i), seed=seed, auc=1 - auc, method="deep_knn"))
-    nothing, found = sorted(methods.verdicts(path), key=len)
+    write(path, line(method="hnm"))
+    one, nothing, found = sorted(methods.verdicts(path), key=len)
+    assert "nMNIST, hnm: undecided, one seed (AUC 19 %: 0.600)" in one
     assert "nMNIST, dpa: finds objects down to O2I 8.5 % (AUC 4.8 %: 0.550, 8.5 %: 0.610, 19 %: 0.905)" in found
     assert "nMNIST, deep_knn: finds them at no size" in nothing
 
