@@ -21,7 +21,7 @@ def add_flag(parser) -> None:
             "--compile",
             choices=("auto", "on", "off"),
             default="auto",
-            help="compile norms and the rows' bottlenecks, which takes up to a minute or two; auto: on a GPU",
+            help="compile norms and the rows' bottlenecks, a minute or two in the first run; auto: on a GPU",
         )
     )
 
@@ -66,7 +66,7 @@ class Compiler:
         """Say why nothing more is compiled."""
         self.working, self.announced = False, True
         if processes.rank() == 0:
-            print(f"--compile: {cli.plain_line(reason)[:300]}; going on without", flush=True)
+            print(f"--compile: {cli.plain_line(reason)[:300].rstrip('. ')}; going on without", flush=True)
 
 
 class Compiled:
@@ -108,7 +108,7 @@ class Compiled:
             if needed:
                 torch.autograd.grad(out.sum(), [x for x in copies if isinstance(x, Tensor) and x.requires_grad])
         except Exception as error:  # a compiler's errors are of any type
-            self.compiler.give_up(f"{type(error).__name__}: {error}")
+            self.compiler.give_up(f"{type(error).__name__}: {error}".split("Set TORCHDYNAMO")[0])
             return False
         self.compiler.kinds += 1
         self.compiler.seconds += time.perf_counter() - start
