@@ -8,6 +8,7 @@ from pathlib import Path
 from common import cli
 from common.errors import BadInput
 from data.camelyon import crops, extraction, report, slides
+from data.camelyon.extraction import CropWriter, SlideJob
 from data.slides.pyramid import Slide
 
 MAX_TRIES = 10_000  # positions tried on a slide
@@ -28,7 +29,7 @@ def healthy_slides(labels: slides.Labels) -> tuple[list[str], list[str]]:
     return [name for name in negative if name not in slides.ANNOTATED], sorted(slides.ANNOTATED.intersection(negative))
 
 
-def find_jobs(args) -> tuple[list[extraction.Job], list[str]]:
+def find_jobs(args) -> tuple[list[SlideJob], list[str]]:
     """The healthy slides, and a line for each slide or label that cannot be used."""
     found, labels = slides.find_slides(args.base_path), slides.read_labels(args.label_path)
     healthy, excluded = healthy_slides(labels)
@@ -38,7 +39,7 @@ def find_jobs(args) -> tuple[list[extraction.Job], list[str]]:
     healthy = [name for name in healthy if not slides.is_test_patient(name)]
     for name in healthy:
         try:
-            jobs.append(extraction.Job(name, *slides.resolve_slide(name, found.get(name, []), labels)))
+            jobs.append(SlideJob(name, *slides.resolve_slide(name, found.get(name, []), labels)))
         except BadInput as error:
             problems.append(str(error))
     if not jobs and not problems:
@@ -46,11 +47,11 @@ def find_jobs(args) -> tuple[list[extraction.Job], list[str]]:
     return jobs, sorted(problems)
 
 
-def extract_slide(job: extraction.Job, folder: Path, args) -> dict:
+def extract_slide(job: SlideJob, folder: Path, args) -> dict:
     """Write up to k crops of scanned tissue, uniform over the slide, by rejection; returns the slide's record."""
     counts, rng = Counter(), crops.generator(args.seed, job.name)
     with Slide(job.path, args.level) as slide:
-        writer = extraction.CropWriter(folder, job, args.level, slide.mpp)
+        writer = CropWriter(folder, job, args.level, slide.mpp)
         height, width = slide.shape
         if args.size > min(slide.shape):
             raise BadInput(f"{job.path}: level {args.level} is smaller than --size {args.size}: {width} x {height} px")
@@ -75,7 +76,7 @@ def name_short_slides(records: list[dict], k: int) -> None:
             print(f"{record['slide']}: only {len(record['rows'])} of {k} crops found in {MAX_TRIES:,} tries")
 
 
-def draw_preview(job: extraction.Job, record: dict, path: Path, args) -> None:
+def draw_preview(job: SlideJob, record: dict, path: Path, args) -> None:
     """Draw the crops of a finished slide."""
     with Slide(job.path, args.level) as slide:
         report.draw_preview(slide, None, record["rows"], args.size, path)
@@ -86,7 +87,7 @@ def main(argv=None):
     jobs, problems = find_jobs(args)
     folder, settings = args.save_dir, {key: getattr(args, key) for key in ("size", "level", "k", "seed")}
     if args.dry_run:
-        todo, absent = extraction.plan(jobs, folder, settings, args)
+        todo, absent = extraction.outstanding(jobs, folder, settings, args)
         problems += report.print_plan(todo, lambda *_: args.k, 3 * args.size**2, args.size**2, folder, args) + absent
     else:
         records, failures = extraction.run(jobs, extract_slide, draw_preview, folder, settings, args)

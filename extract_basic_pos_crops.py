@@ -11,6 +11,7 @@ from common import cli
 from common.errors import BadInput
 from common.files import make_folder, make_subfolder
 from data.camelyon import crops, extraction, report, slides
+from data.camelyon.extraction import CropWriter, SlideJob
 from data.slides import annotations
 from data.slides.pyramid import Slide
 
@@ -41,7 +42,7 @@ def _ratio(text):
     return value
 
 
-def find_jobs(args) -> tuple[list[extraction.Job], list[str]]:
+def find_jobs(args) -> tuple[list[SlideJob], list[str]]:
     """The annotated slides, and a line for each annotation or slide that cannot be used."""
     found = slides.find_slides(args.base_path)
     stages = [folder / "stages.csv" for folder in (args.base_path, args.base_path.absolute().parent)]
@@ -52,17 +53,17 @@ def find_jobs(args) -> tuple[list[extraction.Job], list[str]]:
             path, centre = slides.resolve_slide(name, found.get(name, []), labels)
             if len(files) > 1:
                 raise BadInput(f"{name}: expected one annotation, found {' and '.join(map(str, files))}")
-            jobs.append(extraction.Job(name, path, centre, files[0]))
+            jobs.append(SlideJob(name, path, centre, files[0]))
         except BadInput as error:
             problems.append(str(error))
     return jobs, problems
 
 
-def extract_slide(job: extraction.Job, folder: Path, args) -> dict:
+def extract_slide(job: SlideJob, folder: Path, args) -> dict:
     """Write the crops of every lesion of a slide; returns its record. BadInput when slide or annotation is bad."""
     with Slide(job.path, args.level) as slide:
         mask = annotations.read_mask(job.annotation, slide)
-        writer = extraction.CropWriter(folder, job, args.level, slide.mpp)
+        writer = CropWriter(folder, job, args.level, slide.mpp)
         lesions, counts, used, misfits = mask.lesions(), Counter(mask.notes), 0, defaultdict(list)
         counts[NO_LESION] = int(not lesions)
         for lesion in lesions:
@@ -100,7 +101,7 @@ def crops_around(lesion: annotations.Lesion, mask: annotations.LesionMask, slide
     return (valid, corner, image, inside) if valid.any() else crops.ALL_UNSCANNED
 
 
-def write_crops(lesion: annotations.Lesion, found, writer: extraction.CropWriter, job: extraction.Job, args) -> int:
+def write_crops(lesion: annotations.Lesion, found, writer: CropWriter, job: SlideJob, args) -> int:
     """Draw k positions and write crop and lesion mask of each; returns how many positions repeat another."""
     valid, corner, image, inside = found
     rng = crops.generator(args.seed, job.name, lesion.number)
@@ -114,13 +115,13 @@ def write_crops(lesion: annotations.Lesion, found, writer: extraction.CropWriter
     return repeated
 
 
-def draw_preview(job: extraction.Job, record: dict, path: Path, args) -> None:
+def draw_preview(job: SlideJob, record: dict, path: Path, args) -> None:
     """Draw lesions and crops of a finished slide."""
     with Slide(job.path, args.level) as slide:
         report.draw_preview(slide, annotations.read_mask(job.annotation, slide), record["rows"], args.size, path)
 
 
-def count_crops(job: extraction.Job, slide: Slide, args) -> int:
+def count_crops(job: SlideJob, slide: Slide, args) -> int:
     """At most how many crops the slide gives, judged from its annotation alone."""
     lesions = annotations.read_mask(job.annotation, slide).lesions()
     lesions = [lesion for lesion in lesions if lesion.area < args.high_roir * args.size**2]
@@ -142,7 +143,7 @@ def main(argv=None):
     settings = {key: getattr(args, key) for key in ("size", "level", "k", "seed", "low_roir", "high_roir")}
     if args.dry_run:
         window, crop_bytes = (2 * args.size - 1) ** 2, 4 * args.size**2
-        todo, absent = extraction.plan(jobs, folder, settings, args)
+        todo, absent = extraction.outstanding(jobs, folder, settings, args)
         problems += report.print_plan(todo, count_crops, crop_bytes, window, folder, args) + absent
     else:
         make_subfolder(make_folder(args.save_dir), name)

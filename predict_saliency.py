@@ -17,6 +17,7 @@ from common.files import (
     atomic_open,
     check_target,
     errors_name,
+    is_whole,
     make_subfolder,
     open_input,
     open_own,
@@ -74,7 +75,7 @@ def main(argv=None):
     data = DATA[args.datatype].load_splits(args, [args.split])[args.split]
     loaders.verify(args, *([args.data_path] if args.datatype == "mnist" else [args.pos_path, args.neg_path]))
     with lock.held(args.logdir, "--logdir", ".saliency.lock"):
-        maps = MapFolder(args.logdir, args.split, identity(args, data), args.batch_size)
+        maps = MapFolder(args.logdir, args.split, settings_of_maps(args, data), args.batch_size)
         explain(model, data, maps, device, args, scale)
         draw_pictures(data, maps, args.overlays)
         report(maps, data, args.split)
@@ -123,18 +124,18 @@ class MapFolder:
     or settings is begun anew. BadInput when folders of these names are somebody else's.
     """
 
-    def __init__(self, logdir: Path, split: str, identity: dict, batch_size: int):
+    def __init__(self, logdir: Path, split: str, settings: dict, batch_size: int):
         name = "saliency" if split == "val" else f"saliency_{split}"
         self.target, self.part = make_subfolder(logdir, name), make_subfolder(logdir, f"{name}.part")
         _refuse_other_split(self.target, split)
         book = self.part / "run.json"
-        if book.exists() and read_json(book) == identity:
+        if book.exists() and read_json(book) == settings:
             self.rows = self._finished(batch_size)
         else:
             others = _remove_ours(self.part)
             if others:
                 raise BadInput(f"{others[0]}: not of an interrupted run; move it elsewhere")
-            write_json(book, identity)
+            write_json(book, settings)
             self.rows = []
 
     def _finished(self, batch_size):
@@ -148,7 +149,7 @@ class MapFolder:
         except (ValueError, RecursionError):
             rows = [{}]
         files = [self.part / f"{kind}_{i}.npy" for i in range(len(rows)) for kind in ("sal", "pred")]
-        if not all(_is_row(row, i) for i, row in enumerate(rows)) or not all(map(_is_whole, files)):
+        if not all(_is_row(row, i) for i, row in enumerate(rows)) or not all(map(is_whole, files)):
             rows = []
         kept = len(rows) // batch_size * batch_size
         with atomic_open(path, "w") as file:
@@ -208,15 +209,7 @@ def _is_row(row, i):
     )
 
 
-def _is_whole(path):
-    """Whether a map has its content; a power cut may leave a file without."""
-    try:
-        return np.load(path, mmap_mode="r").ndim == 2
-    except Exception:  # damaged headers fail in many ways
-        return False
-
-
-def identity(args, data) -> dict:
+def settings_of_maps(args, data) -> dict:
     """What decides the maps."""
     digest = hashlib.sha256((args.logdir / checkpoint.BEST).read_bytes()).hexdigest()
     chosen = {"split": args.split, "precision": args.precision, "batch_size": args.batch_size}

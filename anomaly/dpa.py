@@ -83,7 +83,7 @@ class Detector(nn.Module):
         super().__init__()
         self.args = args
         self.autoencoder = Autoencoder(network_of(args, in_channels))
-        self.epochs = growing.epochs(plan(args), args.val_iter)
+        self.epochs = growing.epochs(planned_stages(args), args.val_iter)
         self.layers, self.perceptual = None, None
         if args.loss == "perceptual":
             self.layers = layers_by_resolution(args)
@@ -140,7 +140,7 @@ def network_of(args, in_channels: int) -> AutoencoderConfig:
     return AutoencoderConfig(*shape)
 
 
-def plan(args) -> list[growing.Stage]:
+def planned_stages(args) -> list[growing.Stage]:
     """The stages that the flags ask for. BadInput when their numbers do not fit."""
     if not args.progressive:
         return growing.stages(args.tile, args.tile, (args.iters,))

@@ -44,7 +44,7 @@ def parse_args(argv=None):
     return measure.parse_args(parser, argv, sizes=[128], ranges=RANGES[1:2], **small)
 
 
-def make_slide(folder: Path, args) -> extraction.Job:
+def make_slide(folder: Path, args) -> extraction.SlideJob:
     """Paint a slide with its annotation into the folder."""
     name, sides = "patient_004_node_4", ["--width", args.width, "--height", args.height]
     options = make_slides.parse_args(["--out", str(folder), *sides, "--lesion_sets", args.lesion_sets])
@@ -52,10 +52,10 @@ def make_slide(folder: Path, args) -> extraction.Job:
         (folder / part).mkdir(parents=True)
     make_slides.make_slide(name, {name: "many"}, make_slides.texture_squares(None), [], options)
     slide = folder / "training" / "center_0" / f"{name}.tif"
-    return extraction.Job(name, slide, 0, folder / "annotations" / f"{name}.xml")
+    return extraction.SlideJob(name, slide, 0, folder / "annotations" / f"{name}.xml")
 
 
-def extract_whole(job: extraction.Job, folder: Path, args) -> dict:
+def extract_whole(job: extraction.SlideJob, folder: Path, args) -> dict:
     """The baseline: level and mask as whole arrays, scipy's labels, random positions until k of a lesion are good."""
     from scipy import ndimage
 
@@ -89,7 +89,7 @@ def _measure(extract, job, args, results):
     results.put((seconds, measure.most_resident() / 1e9, record["lesions"], len(record["rows"])))
 
 
-def measured(extract, job: extraction.Job, args) -> tuple[float, float, int, int]:
+def measured(extract, job: extraction.SlideJob, args) -> tuple[float, float, int, int]:
     """(seconds, peak memory in GB, lesions, crops) of one extraction."""
     context = multiprocessing.get_context("spawn")
     results = context.SimpleQueue()
@@ -101,7 +101,7 @@ def measured(extract, job: extraction.Job, args) -> tuple[float, float, int, int
     return results.get()
 
 
-def measure_scaling(job: extraction.Job, n: int, args) -> Iterator[tuple[int, float]]:
+def measure_scaling(job: extraction.SlideJob, n: int, args) -> Iterator[tuple[int, float]]:
     """Worker processes and seconds to extract n copies of the job, for 1, 2, 4 ... workers up to the cores."""
     jobs = [replace(job, name=name) for name in sorted(slides.ANNOTATED)[:n]]
     args.workers = 1
@@ -123,7 +123,11 @@ def crop_flags(size: int, low: float, high: float):
 def main(argv=None):
     args = parse_args(argv)
     with tempfile.TemporaryDirectory() as folder:
-        job = extraction.Job("slide", args.slide, 0, args.annotation) if args.slide else make_slide(Path(folder), args)
+        job = (
+            extraction.SlideJob("slide", args.slide, 0, args.annotation)
+            if args.slide
+            else make_slide(Path(folder), args)
+        )
         print(f"{'size':>5}  {'O2I':12}{'version':8}{'seconds':>9}{'peak GB':>9}{'lesions':>9}{'crops':>8}")
         for size in args.sizes:
             for low, high in args.ranges:
@@ -131,9 +135,8 @@ def main(argv=None):
                     seconds, memory, lesions, n = measured(extract, job, crop_flags(size, low, high))
                     share = f"{low:g}-{high:g}"
                     print(f"{size:5}  {share:12}{version:8}{seconds:9.1f}{memory:9.2f}{lesions:9}{n:8}", flush=True)
-        print(
-            f"\n{args.slides} such slides, size {args.sizes[0]}, O2I 0.01-0.1\n{'workers':>8}{'seconds':>9}{'ratio':>7}"
-        )
+        print(f"\n{args.slides} such slides, size {args.sizes[0]}, O2I 0.01-0.1")
+        print(f"{'workers':>8}{'seconds':>9}{'ratio':>7}")
         alone = None
         for workers, taken in measure_scaling(job, args.slides, crop_flags(args.sizes[0], 0.01, 0.1)):
             alone = alone or taken

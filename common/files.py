@@ -87,6 +87,14 @@ def open_npy(path: Path, advice: str = "") -> np.ndarray:
         raise BadInput(f"{path}: {reason}{advice and f'; {advice}'}") from None
 
 
+def is_whole(path: Path, shape: tuple[int, ...] | None = None) -> bool:
+    """Whether a .npy file has all its numbers, and the shape if one is given; a power cut may leave it without."""
+    try:
+        return shape in (None, open_npy(path).shape)
+    except (BadInput, OSError):
+        return False
+
+
 def check_target(path: Path) -> None:
     """BadInput when something other than a plain file is where one is to be written; links are not followed."""
     try:

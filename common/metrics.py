@@ -2,6 +2,8 @@
 
 import numpy as np
 
+DRAWS = 20  # of random cells, for localisation at chance
+
 
 def confusion(labels: np.ndarray, predictions: np.ndarray) -> tuple[int, int, int, int]:
     """True positives, false positives, false negatives, true negatives of two 0/1 arrays."""
@@ -81,3 +83,13 @@ def localization_ap(hits: np.ndarray, confidences: np.ndarray, positives: int) -
     if found == 0:
         return 0.0
     return float(average_precision_score(hits, confidences)) * found / positives
+
+
+def localization_ap_at_chance(shares: np.ndarray, confidences: np.ndarray, positives: int) -> float:
+    """Mean localisation AP of the same confidences, had each image's detection been one of its cells at random.
+
+    Args:
+        shares: (N,) share of an image's cells that lie on its object.
+    """
+    draws = np.random.default_rng(0).random((DRAWS, len(shares))) < shares
+    return float(np.mean([localization_ap(hits, confidences, positives) for hits in draws]))

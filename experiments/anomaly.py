@@ -11,17 +11,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import seaborn as sns
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from anomaly.methods import METHODS
 from common import cli
-from common.errors import BadInput, WorkFailed
-from common.files import atomic_open, make_folder, make_subfolder, read_json, write_csv
+from common.errors import BadInput
+from common.files import atomic_open, make_folder, read_json
 from experiments import executors, plot_results
 from experiments.runs import command
-from experiments.stats import read_numbers
+from experiments.stats import read_numbers, update_table
 
 LISTS = {"--list": "normal/train", "--test_list": "normal/test", "--abnormal_list": "anomaly/test"}
 TEN = tuple(map(str, range(10)))
@@ -94,7 +94,6 @@ DATASETS = {
     "cifar10": torchvisions("cifar10"),
     "svhn": torchvisions("svhn"),
 }
-METHODS = ("dpa", "piad", "deep_geo", "deep_if", "deep_knn")
 ABLATIONS = {  # of DPA: what is added to its flags where no setting says it
     "growing": {"--progressive": True},
     "pixels": {"--loss": "l1"},
@@ -162,7 +161,7 @@ class DetectorTrial:
     seed: int
     training: tuple
     scoring: tuple
-    localise = False
+    bulky = ()
 
     @property
     def name(self) -> str:
@@ -290,12 +289,7 @@ def read(path: Path):
 
 def update(path: Path, lines: list[dict]) -> None:
     """Add lines to the table, in place of those of the same run and range."""
-    table = pd.DataFrame(lines, columns=KEY + VALUES)
-    if path.exists():
-        table = pd.concat([read(path), table], ignore_index=True)
-    table = table.drop_duplicates(list(KEY), keep="last").sort_values(list(KEY))
-    make_subfolder(make_folder(path.parent.parent), path.parent.name)
-    write_csv(path, table.round(5).to_dict("records"), KEY + VALUES)
+    update_table(path, lines, KEY, KEY + VALUES, read)
 
 
 def main(argv=None):
@@ -307,20 +301,18 @@ def main(argv=None):
         for line in (shlex.join(words) for run in todo for words in run.commands()):
             print(f"python {line}")
         return
-    table, failures = args.out / "results" / "anomaly.csv", []
+    table = args.out / "results" / "anomaly.csv"
     if table.exists():
         read(table)  # so that a damaged one is named before work begins
-    for run, ending in executors.run_local(todo, args.jobs):
-        if not is_done(run):
-            failures.append(f"{run.name} ({ending})")
-        print(f"failed    {failures[-1]}" if not is_done(run) else f"done      {run.name}", flush=True)
+    failures = executors.settle_all(
+        executors.run_local(todo, args.jobs), lambda run, how: None if is_done(run) else how
+    )
     done = [line for run in runs if is_done(run) for line in rows(run)]
     if done:
         update(table, done)
         for path in draw(table, args.out / "figures"):
             print(f"wrote {path}")
-    if failures:
-        raise WorkFailed(f"{len(failures)} runs failed: {'; '.join(failures)}")
+    executors.raise_failures(failures)
 
 
 def draw(path: Path, folder: Path) -> list[Path]:

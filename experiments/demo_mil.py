@@ -44,9 +44,9 @@ def run_all(out: Path, quick: bool) -> Path:
     source, passes = ("digits", 1) if quick else demo.mnist_source()
     digits = f"--mnist {source}" if source == "digits" else ""
     small, large = (out / f"nmnist_{canvas}_{source}" for canvas in (64, 128))
-    for data, canvas, clutter in ((small, 64, 1), (large, 128, 2)):
+    for data, canvas, clutter, each in ((small, 64, 1, passes), (large, 128, 2, -(-passes // 4))):  # few bags are seen
         place = f"--canvas {canvas} --patch-size 64 --distortion-num {clutter} --format none --out {demo.quote(data)}"
-        demo.command(f"data/cluttered_mnist/generate_data.py {place} --duplicates {passes} {digits}")
+        demo.command(f"data/cluttered_mnist/generate_data.py {place} --duplicates {each} {digits}")
     network, bags = out / f"run_bagnet_{source}", out / f"run_mil_{source}"
     settings = demo.QUICK.replace("--width -3", "--width -4") if quick else demo.QUICK
     where = f"--data_path {demo.quote(small)} --logdir {demo.quote(network)}"

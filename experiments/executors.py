@@ -1,12 +1,13 @@
 """Ways to take runs to their end: side by side on this machine's devices, or as SLURM job arrays through submitit."""
 
+import contextlib
 import os
 import queue
 import shlex
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 
@@ -62,6 +63,32 @@ def run_local(todo: list[Trial], jobs: int | None) -> Iterator[tuple[Trial, str]
             pool.shutdown(wait=False, cancel_futures=True)
             children.stop()
             raise
+
+
+def settle_all(ended: Iterator[tuple[Trial, str]], settle: Callable) -> list[str]:
+    """Take runs to their end, saying how each ended; returns a line for each that failed.
+
+    Args:
+        ended: as of run_local. settle: run and how it ended -> None when it is done, else what is wrong with it; it
+            writes what the run leaves.
+    """
+    failures = []
+    with contextlib.closing(ended):  # so that a signal that arrives here ends the runs, too
+        for run, how in ended:
+            try:
+                trouble = settle(run, how)
+            except BadInput as error:
+                trouble = str(error)
+            if trouble:
+                failures.append(f"{run.name} ({trouble})")
+            print(f"failed    {failures[-1]}" if trouble else f"done      {run.name}", flush=True)
+    return failures
+
+
+def raise_failures(failures: list[str]) -> None:
+    """WorkFailed when there are any."""
+    if failures:
+        raise WorkFailed(f"{len(failures)} runs failed: {'; '.join(failures)}")
 
 
 @dataclass(frozen=True)

@@ -55,12 +55,14 @@ class Setting:
     duplicates: int  # canvases of each needle digit
     scale: float  # zoom of the finished canvas
     px_per_digit: int | None  # canvas area for each digit, needle included; None: the generator's density
+    cell: int  # px; on canvases of whole cells needles lie in one of them, 0: anywhere
     tflops: float
 
 
-PAPER = Setting("paper", 6, 200, "in_aff", "rmsprop", 5e-5, 32, 2, 1.0, None, tflops=10)
-SMALL = Setting("small", 3, 8, "bn", "adam", 2e-3, 32, 1, 0.5, 1600, tflops=0.014)
-PRESETS = {setting.label: setting for setting in (PAPER, SMALL)}
+PAPER = Setting("paper", 6, 200, "in_aff", "rmsprop", 5e-5, 32, 2, 1.0, None, 64, tflops=10)
+SMALL = Setting("small", 3, 8, "bn", "adam", 2e-3, 32, 1, 0.5, 1600, 64, tflops=0.014)
+DENSITY = Setting("density", 3, 3, "bn", "adam", 2e-3, 16, 1, 1.0, None, 0, tflops=0.014)  # O2I at constant clutter
+PRESETS = {setting.label: setting for setting in (PAPER, SMALL, DENSITY)}
 FEW, NARROW = (700, 1400), (-4, -3)  # of the small preset
 SMALL_AXES = {
     "canvas": (40, 48),
@@ -69,6 +71,7 @@ SMALL_AXES = {
     "pooling": ("max",),
     "width": (-3,),
 }
+DENSITY_AXES = {"canvas": (64, 96, 128), "num_examples": (11276,), "receptive_field": (177,), "width": (-3,)}
 AXES = {  # flag -> how argparse reads it
     "canvas": {"type": cli.positive, "help": "canvases of nMNIST and noise in px"},
     "num_examples": {"type": cli.positive, "help": "training images of nMNIST and noise"},
@@ -154,11 +157,12 @@ def preset_setting(name: str, setting: Setting) -> Setting:
 
 
 def preset_points(name: str, setting: Setting) -> tuple[Point, ...]:
-    """A figure's points at a preset; the small one has no crops."""
+    """A figure's points at a preset; crops are Pawlowski 2019's alone."""
     figure = FIGURES[name]
     if setting.label == PAPER.label:
         return figure.points
-    return with_axes([point for point in figure.points if point.data not in CROP_DATA], SMALL_AXES | figure.small)
+    axes = SMALL_AXES | (DENSITY_AXES if setting.label == DENSITY.label else figure.small)
+    return with_axes([point for point in figure.points if point.data not in CROP_DATA], axes)
 
 
 def change(points, axis: str, values: tuple) -> str:

@@ -7,7 +7,6 @@ sides, so what accuracy gains by it is memory. audit_leakage.py says of each spl
 """
 
 import shlex
-import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -15,27 +14,37 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from common import cli
-from common.errors import WorkFailed
 from common.files import atomic_open, make_folder, make_subfolder, read_json, write_csv
+from experiments import made, plot_results
 from experiments.runs import Children
 from experiments.stats import read_numbers
 
 NAME, BY = "leakage", ("centre", "slide", "random")
 SEEDS, EPOCHS = 3, 8
 SLIDES = "--own_tissue --annotated 2 --negative 2"
-POSITIVES, NEGATIVES = "--low_roir 0.005 --high_roir 0.02 --k 20", "--k 60"
-RATIO = "level3_size_64_ratio_0.005_0.02"  # folder of the positives
+SIZE, RATIO, K = 64, "0.005_0.02", (20, 60)  # px of a crop, its O2I, and crops of a lesion and of a healthy slide
 TRAIN = "--width -3 --norm bn --opt adam --lr 2e-3 -b 16 --receptive_field 33 --workers 0"
 COLUMNS = ("by", "seed", "epochs", "best_epoch", "train_acc", "val_acc", "test_acc", "test_auc", "flagged", "seconds")
 
 
-def run(root: Path, out: Path, seeds: int | None, epochs: int | None) -> None:
+def parse_args(argv=None):
+    parser = cli.ArgumentParser(prog=f"run_experiments.py {NAME}", description=__doc__)
+    parser.add_argument("--seeds", type=cli.positive, default=SEEDS, help="how many seeds")
+    parser.add_argument("--epochs", "-e", type=cli.positive, default=EPOCHS, help="epochs of each run")
+    parser.add_argument("--root", type=cli.path, default=Path("runs/paper"), help="folder of crops and run folders")
+    plot_results.add_out_flag(parser)
+    return parser.parse_args(argv)
+
+
+def main(argv=None):
     """Make crops, then split, train and audit what is not done yet; write the table and draw it."""
-    data, children = make_folder(root.absolute() / NAME), Children()
-    folders = make_crops(data, children)
-    plans, rows = [(by, seed) for seed in range(1, (seeds or SEEDS) + 1) for by in BY], []
+    args = parse_args(argv)
+    data, children, out = make_folder(args.root.absolute() / NAME), Children(), args.out
+    made.make_crops(data, children, SLIDES, SIZE, RATIO, K)
+    folders = made.crop_flags(data, SIZE, RATIO)
+    plans, rows = [(by, seed) for seed in range(1, args.seeds + 1) for by in BY], []
     for by, seed in cli.progress(plans, len(plans), NAME, "runs"):
-        rows.append(run_one(data, children, folders, by, seed, epochs or EPOCHS))
+        rows.append(run_one(data, children, folders, by, seed, args.epochs))
         print(f"done      {NAME}, split by {by}, seed {seed}: test accuracy {rows[-1]['test_acc']:.3f}", flush=True)
     write_csv(make_subfolder(make_folder(out), "results") / f"{NAME}.csv", rows, COLUMNS)
     picture = make_subfolder(out, "figures") / f"{NAME}.png"
@@ -43,34 +52,18 @@ def run(root: Path, out: Path, seeds: int | None, epochs: int | None) -> None:
     print(f"wrote {picture}")
 
 
-def call(children: Children, line: str) -> None:
-    """Run a script of the project in silence. WorkFailed when it fails."""
-    code = children.call(shlex.split(line), stdout=subprocess.DEVNULL)
-    if code:
-        raise WorkFailed(f"{line.split()[0]} ended with exit code {code}; the same command continues")
-
-
-def make_crops(data: Path, children: Children) -> str:
-    """Made slides and their crops, as flags that name them."""
-    made, positives, negatives = (shlex.quote(str(data / name)) for name in ("slides", "pos", "neg"))
-    base = f"--base_path {made}/training --size 64 --workers 1"
-    call(children, f"data/camelyon/make_slides.py --out {made} --workers 1 {SLIDES}")
-    call(children, f"extract_basic_pos_crops.py --data {made}/annotations {base} {POSITIVES} --save_dir {positives}")
-    call(
-        children,
-        f"extract_basic_neg_crops.py --label_path {made}/stage_labels.csv {base} {NEGATIVES} --save_dir {negatives}",
-    )
-    return f"--pos_path {positives}/{RATIO} --neg_path {negatives}"
-
-
 def run_one(data: Path, children: Children, folders: str, by: str, seed: int, epochs: int) -> dict:
     """Split, train and audit; returns the row of the table."""
     place = data / f"{by}_seed{seed}"
     splits, logdir, audit = (shlex.quote(str(place / name)) for name in ("splits.csv", "run", "audit"))
     make_folder(place)
-    call(children, f"retrieval/split_crops.py {folders} --by {by} --seed {seed} --out {splits} --fractions .6,.2,.2")
-    call(children, f"train_camelyon.py {folders} --splits {splits} --logdir {logdir} --seed {seed} -e {epochs} {TRAIN}")
-    call(children, f"audit_leakage.py {folders} --splits {splits} --k 1 --out {audit} --workers 0")
+    made.call(
+        children, f"retrieval/split_crops.py {folders} --by {by} --seed {seed} --out {splits} --fractions .6,.2,.2"
+    )
+    made.call(
+        children, f"train_camelyon.py {folders} --splits {splits} --logdir {logdir} --seed {seed} -e {epochs} {TRAIN}"
+    )
+    made.call(children, f"audit_leakage.py {folders} --splits {splits} --k 1 --out {audit} --workers 0")
     needed = ["epoch", "eval_acc", "seconds"]
     stats = read_numbers(place / "run" / "stats.csv", needed, ["train_acc", "test_acc", "test_auc"]).head(epochs)
     best = stats.loc[stats["eval_acc"].idxmax()]
@@ -99,6 +92,6 @@ def draw(rows: list[dict], path: Path) -> None:
         axis.set_xticks(range(len(BY)), [f"by {by}" if by != "random" else "at random" for by in BY])
         axis.set(ylabel=label, ylim=(0, 1.1))
     n = len({row["seed"] for row in rows})
-    canvas.suptitle(f"Made slides: a check of the programs, no result. One classifier, {n} seeds", fontsize=9)
+    canvas.suptitle(f"{made.TITLE.capitalize()}, no result. One classifier, {n} seeds", fontsize=9)
     with atomic_open(path) as file:
         FigureCanvasAgg(canvas).print_png(file)

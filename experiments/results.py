@@ -3,13 +3,11 @@
 from dataclasses import asdict
 from pathlib import Path
 
-import pandas as pd
-
 from common.errors import BadInput
-from common.files import make_folder, make_subfolder, read_json, write_csv
+from common.files import read_json
 from experiments import runs
 from experiments.runs import Trial
-from experiments.stats import read_numbers
+from experiments.stats import read_numbers, update_table
 
 FITS = 0.99  # a run fits when its running training accuracy exceeds this in some epoch
 LEVELS = (0.7, 0.85)  # validation accuracies of figures 6 and 15
@@ -94,17 +92,9 @@ def curve(run: Trial) -> list[dict]:
 
 
 def update(path: Path, rows: list[dict], columns=CONFIGURATION + SCORES) -> None:
-    """Add rows to a table, in place of those of the same configuration (and epoch), sorted so that diffs are small."""
+    """Add rows to a table, in place of those of the same configuration (and epoch), sorted."""
     key = [name for name in (*CONFIGURATION, "epoch") if name in columns]
-    table = pd.DataFrame(rows, columns=columns)
-    if path.exists():
-        table = pd.concat([read(path, columns), table], ignore_index=True)
-    table["ratio"] = table["ratio"].fillna("")  # as it is before it is written
-    text = table[key].astype("string").fillna("")  # empty cells are equal, too
-    table = table.loc[text.drop_duplicates(keep="last").index]
-    table = table.sort_values(key, key=lambda column: column.astype(str) if column.dtype == object else column)
-    make_subfolder(make_folder(path.parent.parent), path.parent.name)
-    write_csv(path, table.round(5).to_dict("records"), columns)
+    update_table(path, rows, key, columns, lambda path: read(path, columns).fillna({"ratio": ""}))
 
 
 def path_of(out: Path, name: str) -> Path:

@@ -4,9 +4,7 @@ Generates the data sets that are missing, trains the runs that are not done (int
 results/{figure}.csv, draws figures/{figure}.png and judges Pawlowski 2019's claims.
 """
 
-import contextlib
 import math
-import os
 import shlex
 import subprocess
 import sys
@@ -19,17 +17,32 @@ from common import cli
 from common.errors import BadInput, WorkFailed
 from common.files import read_json, read_table
 from data.cluttered_mnist import digits
-from experiments import anomaly, claims, estimate, executors, figures, leakage, plot_results, results, runs, sources
+from experiments import (
+    anomaly,
+    claims,
+    estimate,
+    executors,
+    figures,
+    leakage,
+    methods,
+    plot_results,
+    results,
+    runs,
+    sources,
+)
 from experiments.figures import AXES, CROP_DATA, FIGURES, PRESETS, Point
 from experiments.runs import Places, Trial
 
+OTHERS = {"anomaly": anomaly.main, "leakage": leakage.main, "methods": methods.main}  # with flags of their own
 REAL_SLIDES = 100  # negatives of CAMELYON17 come from 197 training slides, made ones from a handful
 
 
 def parse_args(argv=None):
-    parser = cli.ArgumentParser(description=__doc__, epilog="Other methods: run_experiments.py anomaly --help")
+    parser = cli.ArgumentParser(
+        description=__doc__, epilog=f"With flags of their own: run_experiments.py {'|'.join(OTHERS)} --help"
+    )
     add = parser.add_argument
-    add("figures", nargs="+", choices=[*FIGURES, leakage.NAME], help="which; leakage is of made slides")
+    add("figures", nargs="+", choices=FIGURES, help="which")
     add(
         "--preset",
         choices=PRESETS,
@@ -61,11 +74,9 @@ def parse_args(argv=None):
 
 def main(argv=None):
     words = sys.argv[1:] if argv is None else argv
-    if words[:1] == ["anomaly"]:  # which has other data, methods and columns
-        return anomaly.main(words[1:])
+    if words and words[0] in OTHERS:
+        return OTHERS[words[0]](words[1:])
     args = parse_args(words)
-    if leakage.NAME in args.figures:
-        return run_leakage(args)
     check(args, PRESETS[args.preset].batch_size)
     plans = {name: trials_of(name, args) for name in dict.fromkeys(args.figures)}
     if not any(plans.values()):
@@ -85,15 +96,7 @@ def main(argv=None):
     failures = work(args, plans, batches)
     for name in plans:
         conclude(name, args.out)
-    if failures:
-        raise WorkFailed(f"{len(failures)} runs failed: {'; '.join(failures)}")
-
-
-def run_leakage(args) -> None:
-    """The figure of made slides, whose runs no preset decides. BadInput beside other figures."""
-    if len(args.figures) > 1 or args.dry_run:
-        raise BadInput(f"{leakage.NAME}: expected without other figures and without --dry_run")
-    leakage.run(args.root, args.out, args.seeds, args.epochs)
+    executors.raise_failures(failures)
 
 
 def check(args, batch_size: int) -> None:
@@ -151,9 +154,7 @@ def trials_of(name: str, args) -> list[Trial]:
     changes = [figures.change(points, axis, values) for axis, values in axes.items()]
     setting = replace(preset, seeds=args.seeds or preset.seeds, epochs=args.epochs or preset.epochs)
     changes += [f"--epochs {setting.epochs}"] if setting.epochs != preset.epochs else []
-    source = args.mnist or digits.default_source()
-    if source != "digits":
-        source = str(Path(os.path.expanduser(source)).absolute())  # noqa: PTH111 (there may be no home)
+    source = sources.absolute(args.mnist or digits.default_source())
     found = sources.digits_of(source) if any(point.data == "nmnist" for point in points) else sources.MNIST
     changes += [f"--mnist {found.name}"] if found.name else []
     setting = replace(setting, label=", ".join(filter(None, [preset.label, *changes])))
@@ -248,24 +249,14 @@ def work(args, plans: dict[str, list[Trial]], batches: dict[str, list[Trial]]) -
         ended = executors.run_slurm(batches, options)
     else:
         ended = executors.run_local([run for batch in batches.values() for run in batch], args.jobs)
-    failures = []
-    with contextlib.closing(ended):  # so that a signal that arrives here ends the runs, too
-        for run, how in ended:
-            trouble = settle(run, how, plans, args.out)
-            if trouble:
-                failures.append(f"{run.name} ({trouble})")
-            print(f"failed    {failures[-1]}" if trouble else f"done      {run.name}", flush=True)
-    return failures
+    return executors.settle_all(ended, lambda run, how: settle(run, how, plans, args.out))
 
 
 def settle(run: Trial, how: str, plans: dict[str, list[Trial]], out: Path) -> str | None:
     """Write a run that has ended into its figures' tables; returns what is wrong: how it ended when it is not done."""
-    try:
-        for name, planned in plans.items():
-            tabulate(name, [shared for shared in planned if shared.logdir == run.logdir], out)
-        return None if runs.is_done(run) else how
-    except BadInput as error:
-        return str(error)
+    for name, planned in plans.items():
+        tabulate(name, [shared for shared in planned if shared.logdir == run.logdir], out)
+    return None if runs.is_done(run) else how
 
 
 def tabulate(name: str, planned: list[Trial], out: Path) -> None:

@@ -8,6 +8,7 @@ import shlex
 import subprocess
 import sys
 import threading
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,6 +64,11 @@ class Trial:
     def logdir(self) -> Path:
         return self.places.root / "runs" / self.name
 
+    @property
+    def bulky(self) -> tuple[str, ...]:
+        """Folders in logdir whose maps or features are not kept."""
+        return ("saliency",) if self.localise else ()
+
     def commands(self) -> list[list[str]]:
         """Script and flags of training and, where the figure needs them, saliency maps."""
         p, s = self.point, self.setting
@@ -115,8 +121,8 @@ def data_name(point: Point, setting: Setting, places: Places) -> str:
         return f"{point.data}_{point.canvas}_ratio_{point.ratio}_{digest}"
     if point.data == "noise":
         return f"noise_{noise_side(point, setting)}_{point.num_examples}"
-    named = {"clutter": clutter(point, setting), "scale": setting.scale, "x": setting.duplicates}
-    usual = {"clutter": default_clutter(point.canvas), "scale": 1.0, "x": 2}
+    named = {"clutter": clutter(point, setting), "scale": setting.scale, "x": setting.duplicates, "cell": setting.cell}
+    usual = {"clutter": default_clutter(point.canvas), "scale": 1.0, "x": 2, "cell": 64}
     differing = (f"{k}{v:g}" for k, v in named.items() if v != usual[k])
     return "_".join(filter(None, [f"nmnist_{point.canvas}", places.digits.name, *differing]))
 
@@ -149,7 +155,7 @@ def generation(run: Trial) -> list[str] | None:
         return command("data/cluttered_mnist/generate_noise_data.py", flags)
     flags |= {"--canvas": p.canvas, "--distortion-num": clutter(p, s), "--duplicates": s.duplicates, "--scale": s.scale}
     flags |= {"--mnist": run.places.mnist} if run.places.mnist else {}
-    cell = 64 if p.canvas % 64 == 0 else 0
+    cell = s.cell if s.cell and p.canvas % s.cell == 0 else 0
     return command("data/cluttered_mnist/generate_data.py", flags | {"--patch-size": cell})
 
 
@@ -214,7 +220,14 @@ def ending(run: Trial, code: int) -> str:
     if path.exists():
         with open_input(path) as file:
             lines = file.read().decode(errors="replace").split("\n")
-    return f"exit code {code}: {next((line for line in reversed(lines) if line.strip()), 'no output')}"
+    return (
+        f"exit code {code}: {next((line for line in reversed(lines) if line.strip() and line[0] != '#'), 'no output')}"
+    )
+
+
+def seconds(run: Trial) -> float:
+    """What the commands of all attempts took, by the clock."""
+    return sum(map(float, re.findall(r"^# (\d+\.\d) s$", read_text(run.logdir / LOG), re.MULTILINE)))
 
 
 class Children:
@@ -260,18 +273,20 @@ def execute(run: Trial, children: Children, environment: dict[str, str], **optio
         code = 0
         for words in run.commands():
             print(f"$ python {shlex.join(words)}", file=log, flush=True)
+            started = time.monotonic()
             code = code or children.call(words, **options)
-        if code == 0 and run.localise:
-            _remove_maps(run.logdir / "saliency")
+            print(f"# {time.monotonic() - started:.1f} s", file=log, flush=True)
+        for name in run.bulky if code == 0 else ():
+            _remove_maps(run.logdir / name)
         with atomic_open(run.logdir / OUTCOME, "w") as file:
             file.write(f"{code}\n")
         return code
 
 
 def _remove_maps(folder):
-    """Saliency maps take as much room as the images; the scores, the pictures and files of others stay."""
+    """Saliency maps and features take more room than images; the scores, the pictures and files of others stay."""
     if folder.is_symlink():
         return
     for path in folder.glob("*.npy"):
-        if re.fullmatch(r"(sal|pred)_\d+\.npy", path.name):
+        if re.fullmatch(r"(sal|pred)_\d+\.npy|(train|val|test)\.npy", path.name):
             path.unlink()

@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,6 +24,11 @@ class Digits(NamedTuple):
 
 
 MNIST = Digits("", 5638, "ac596f41042addd5")
+
+
+def absolute(source: str) -> str:
+    """A `--mnist` as commands started elsewhere find it."""
+    return source if source == "digits" else str(Path(os.path.expanduser(source)).absolute())  # noqa: PTH111
 
 
 @functools.cache

@@ -1,13 +1,13 @@
 """Tables of numbers, as runs and sweeps leave them, read with care."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from common.errors import BadInput
-from common.files import read_json, read_table
+from common.files import make_folder, make_subfolder, read_json, read_table, write_csv
 
 
 def read_numbers(path: Path, full: Sequence[str], gaps: Sequence[str] = (), texts: Sequence[str] = (), **options):
@@ -30,6 +30,18 @@ def read_numbers(path: Path, full: Sequence[str], gaps: Sequence[str] = (), text
             raise BadInput(f"{path}: {name} in row {row + 1} is {table[name].iloc[row]}, expected a number")
         table[name] = numbers
     return table
+
+
+def update_table(path: Path, rows: list[dict], key: Sequence[str], columns: Sequence[str], read: Callable) -> None:
+    """Add rows to a table that `read` reads, in place of those of the same key, sorted so that diffs are small."""
+    key, table = list(key), pd.DataFrame(rows, columns=columns)
+    if path.exists():
+        table = pd.concat([read(path), table], ignore_index=True)
+    text = table[key].astype("string").fillna("")  # empty cells are equal, too
+    table = table.loc[text.drop_duplicates(keep="last").index]
+    table = table.sort_values(key, key=lambda column: column.astype(str) if column.dtype == object else column)
+    make_subfolder(make_folder(path.parent.parent), path.parent.name)
+    write_csv(path, table.round(5).to_dict("records"), columns)
 
 
 def read_precision(path: Path) -> float:

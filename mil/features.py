@@ -49,7 +49,7 @@ def extract_splits(splits: dict[str, TileBags], embedder, folder: Path, args, de
     """
     folder = make_folder(folder)
     for split, tiles in splits.items():
-        _open_book(folder / f"{split}.json", tiles, identity(tiles, embedder, args))
+        _open_book(folder / f"{split}.json", tiles, settings_of_features(tiles, embedder, args))
     found = {split: extract(tiles, embedder, folder / f"{split}.npy", args, device) for split, tiles in splits.items()}
     rows = [
         (name, label, split, folder / f"{split}.npy")
@@ -60,7 +60,7 @@ def extract_splits(splits: dict[str, TileBags], embedder, folder: Path, args, de
     return found
 
 
-def identity(tiles: TileBags, embedder, args) -> dict:
+def settings_of_features(tiles: TileBags, embedder, args) -> dict:
     """What decides the features."""
     flags = {name: getattr(args, name) for name in ("tile_resize", "feature_dtype", "precision")}
     return {"data": tiles.fingerprint(), **embedder.describe(), **flags}
@@ -106,7 +106,7 @@ def embed(tiles: TileBags, embedder, first: int, args, device, desc: str) -> Ite
     """Features (b, d) float32 of batches of --tile_batch tiles, whatever their bags, from the first-th tile on."""
     reading = argparse.Namespace(batch_size=args.tile_batch, workers=args.workers)
     loader = loaders.ordered_loader(tiles, reading, device, np.arange(first, len(tiles)))
-    for pictures, _ in processes.progress(loader, len(loader), desc, "batch"):
+    for pictures, _ in processes.first_progress(loader, len(loader), desc, "batch"):
         pictures = resize(pictures.to(device, non_blocking=True), args.tile_resize)
         with processes.autocast(device, args.precision):
             yield embedder(pictures).float().cpu().numpy()

@@ -13,7 +13,6 @@ INSTANCES = ("bag", "y", "x", "score", "truth")  # columns of instances_{split}.
 PICTURED = "test"  # the split that gets a sheet, which takes longer than its scores
 PANELS_PER_ROW = 5
 LARGEST = 256  # px of a panel without an image
-DRAWS = 20  # of random cells, for localisation at chance
 TINT = 0.6  # opacity of the red over the highest instances
 BRIGHTEST = 99  # percentile of a split's instance probabilities that gets it; the median gets none
 OUTCOMES = {  # (label, prediction) -> row of the contact sheet
@@ -63,11 +62,9 @@ def row_of(i: int, bags: Bags, found: rounds.Scores, images, known: bool) -> dic
 
 def chance(rows: list[dict], bags: Bags) -> float:
     """Localisation AP of the same confidences, had each bag's detection been one of its tiles at random."""
-    rng = np.random.default_rng(0)
     shares = np.array([np.mean(truth == 1) for truth in bags.truth])
     confidences = np.array([row["confidence"] for row in rows])
-    draws = rng.random((DRAWS, len(shares))) < shares
-    return float(np.mean([metrics.localization_ap(hits, confidences, int(bags.labels.sum())) for hits in draws]))
+    return metrics.localization_ap_at_chance(shares, confidences, int(bags.labels.sum()))
 
 
 def probabilities(logits: np.ndarray) -> np.ndarray:

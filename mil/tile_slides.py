@@ -54,7 +54,7 @@ def parse_args(argv=None):
 
 
 @dataclass(frozen=True)
-class Job:
+class TilingJob:
     """A slide, its place among the tiles, and what is known of it; split is "" where the seed decides it."""
 
     slide: Path
@@ -85,7 +85,7 @@ def main(argv=None):
     print(f"{sum(counts.values()):,} tiles of {len(jobs)} slides; the bags are listed in {args.out / 'bags.csv'}")
 
 
-def find_jobs(args) -> list[Job]:
+def find_jobs(args) -> list[TilingJob]:
     """The slides with their labels, sorted. BadInput when there are none, or one has no label."""
     if not args.slides.is_dir():
         raise BadInput(f"--slides {args.slides}: no such folder")
@@ -105,7 +105,7 @@ def find_jobs(args) -> list[Job]:
         else:
             folder, split = path.relative_to(args.slides).parts[0], ""
             label = classes.index(folder)
-        jobs.append(Job(path, f"{folder}/{path.stem}", label, split, mask_of(path, args)))
+        jobs.append(TilingJob(path, f"{folder}/{path.stem}", label, split, mask_of(path, args)))
     twice = {job.bag for job in jobs if sum(other.bag == job.bag for other in jobs) > 1}
     if twice or len({job.label for job in jobs}) < 2:
         found = f"two slides called {min(twice)}" if twice else f"one class alone, {jobs[0].bag.split('/')[0]}"
@@ -139,7 +139,7 @@ def read_labels(path: Path) -> dict[str, tuple[int, str]]:
     return found
 
 
-def shared_among_splits(jobs: list[Job], seed: int) -> list[Job]:
+def shared_among_splits(jobs: list[TilingJob], seed: int) -> list[TilingJob]:
     """The jobs with a split each; where some have none, all are shared anew, each class alike."""
     if all(job.split for job in jobs):
         return jobs
@@ -147,7 +147,7 @@ def shared_among_splits(jobs: list[Job], seed: int) -> list[Job]:
     return [replace(job, split=split) for job, split in zip(jobs, splits, strict=True)]
 
 
-def hnm_job(job: Job) -> Job:
+def hnm_job(job: TilingJob) -> TilingJob:
     """The job under HNM-WSI's names: training/{normal|tumor}_SLIDE, testing/SLIDE."""
     kind = {label: name for name, label in hnm_layout.CLASSES.items()}
     if job.label not in kind:
@@ -158,7 +158,7 @@ def hnm_job(job: Job) -> Job:
     return replace(job, bag=name)
 
 
-def tile_slide(job: Job, args) -> tuple[str, int]:
+def tile_slide(job: TilingJob, args) -> tuple[str, int]:
     """Write the tiles of a slide, unless they are whole; returns the bag and their number."""
     folder = make_folder(args.out / job.bag)
     wanted = {name: getattr(args, name) for name in DECIDING} | {"bytes": job.slide.stat().st_size}
@@ -179,7 +179,7 @@ def tile_slide(job: Job, args) -> tuple[str, int]:
     return job.bag, len(kept)
 
 
-def write_tiles(zoom: DeepZoom, level: int, folder: Path, job: Job, args) -> list[tuple[int, int]]:
+def write_tiles(zoom: DeepZoom, level: int, folder: Path, job: TilingJob, args) -> list[tuple[int, int]]:
     """Write the tiles of one level that show something; returns their columns and rows."""
     columns, rows = zoom.grid(level)
     truth = mask_truth(job.mask, level, args) if job.mask else lambda column, row: 0
@@ -246,7 +246,7 @@ def has_level(path: Path, level: int) -> bool:
         return False
 
 
-def write_labels(out: Path, jobs: list[Job]) -> None:
+def write_labels(out: Path, jobs: list[TilingJob]) -> None:
     """Write OUT/labels as HNM-WSI's --labelroot: lists of bags, truth of tiles, bag_reference.csv."""
     labels = make_subfolder(out, "labels")
     rows = [bag_list.Row(job.bag, job.label, job.split, out / job.bag) for job in jobs]

@@ -50,7 +50,7 @@ def main(argv=None):
     counts = dict.fromkeys(FOLDERS, 0)
     for path in args.image:
         picture = read(path)
-        jobs = [(name, *corner) for name, corners in plan(picture.shape, args).items() for corner in corners]
+        jobs = [(name, *corner) for name, corners in corners_of(picture.shape, args).items() for corner in corners]
         for name, y, x in cli.progress(jobs, len(jobs), path.name, "tile"):
             tile = picture[y : y + args.size, x : x + args.size]
             if (tile.mean(axis=2) > WHITE).mean() > args.most_white:
@@ -81,7 +81,7 @@ def read(path: Path) -> np.ndarray:
     return (region[..., :3] * alpha + 255 * (1 - alpha)).round().astype(np.uint8)
 
 
-def plan(shape: tuple[int, ...], args) -> dict[str, np.ndarray]:
+def corners_of(shape: tuple[int, ...], args) -> dict[str, np.ndarray]:
     """Split -> corners (N, 2) of its tiles in a picture (H, W, 3)."""
     axis = int(shape[1] > shape[0])  # the longer side
     edges = np.round(np.cumsum([0, *args.fractions]) / sum(args.fractions) * shape[axis]).astype(int)

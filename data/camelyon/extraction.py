@@ -22,6 +22,7 @@ from common.errors import BadInput
 from common.files import (
     atomic_open,
     errors_name,
+    is_whole,
     make_subfolder,
     npy_bytes,
     open_input,
@@ -54,7 +55,7 @@ def add_flags(parser, k: int, k_help: str) -> None:
 
 
 @dataclass(frozen=True)
-class Job:
+class SlideJob:
     """A slide to extract crops from; `path` is None when it is not at hand, `annotation` is None for negatives."""
 
     name: str
@@ -82,7 +83,7 @@ class Job:
 class CropWriter:
     """Writes the crops of one slide and keeps their rows for crops.csv."""
 
-    def __init__(self, folder: Path, job: Job, level: int, mpp: float | None):
+    def __init__(self, folder: Path, job: SlideJob, level: int, mpp: float | None):
         self.folder, self.job, self.mpp = folder, job, mpp
         self.prefix = str(Path(SPLIT_FOLDERS[job.split]) / f"{job.name}_{level}_")
         self.rows: list[list] = []
@@ -98,7 +99,7 @@ class CropWriter:
 
 
 def run(
-    jobs: list[Job], extract: Callable, draw: Callable, folder: Path, settings: dict, args
+    jobs: list[SlideJob], extract: Callable, draw: Callable, folder: Path, settings: dict, args
 ) -> tuple[list[dict], list[str]]:
     """Extract the slides that are not finished and put crops.csv together.
 
@@ -115,7 +116,7 @@ def run(
 
 
 def _run(jobs, extract, draw, folder, settings, args):
-    todo, absent = plan(jobs, folder, settings, args)
+    todo, absent = outstanding(jobs, folder, settings, args)
     kept = _is_of_others(folder / "crops.csv")
     _open_folder(folder, settings)
     if todo and not kept:
@@ -135,7 +136,7 @@ def _run(jobs, extract, draw, folder, settings, args):
     return records, sorted(failures) + absent + [problem] * bool(problem and todo)
 
 
-def plan(jobs: list[Job], folder: Path, settings: dict, args) -> tuple[list[Job], list[str]]:
+def outstanding(jobs: list[SlideJob], folder: Path, settings: dict, args) -> tuple[list[SlideJob], list[str]]:
     """The jobs that remain to be done, and a line for each whose slide is not at hand.
 
     BadInput when the folder was made with other settings.
@@ -203,10 +204,10 @@ def _record(job, folder, args):
     return record if whole else None
 
 
-def _are_whole(rows, folder, size):
-    """Whether all crops of a slide, and the lesion masks of positives, have the size of a whole file."""
-    crop, mask = (len(npy_bytes(np.zeros(shape, np.uint8))) for shape in ((size, size, 3), (size, size)))
-    return all((folder / n).stat().st_size == (mask if n.endswith("_seg.npy") else crop) for n in _files_of(rows))
+def _are_whole(rows, folder, side):
+    """Whether all crops of a slide, and the lesion masks of positives, are there."""
+    shapes = {name: (side, side) if name.endswith("_seg.npy") else (side, side, 3) for name in _files_of(rows)}
+    return all(is_whole(folder / name, shape) for name, shape in shapes.items())
 
 
 def _files_of(rows):
@@ -219,7 +220,7 @@ def _checksums(rows, folder):
     return {name: manifest.file_checksums(folder / name) for name in _files_of(rows)}
 
 
-def _work(job: Job, extract, draw, folder: Path, args) -> str | None:
+def _work(job: SlideJob, extract, draw, folder: Path, args) -> str | None:
     """Finish one slide; returns what went wrong in one line. Its record appears only when all its crops are there."""
     try:
         record = _record(job, folder, args)

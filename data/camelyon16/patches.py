@@ -35,7 +35,7 @@ EXCLUDED = {  # slides of CAMELYON16
 
 
 @dataclass(frozen=True)
-class Job:
+class PatchJob:
     """A slide to cut patches of a kind, "normal" or "tumor", from; `mask` is that of its tumour, or None."""
 
     name: str
@@ -75,7 +75,7 @@ def read_reference(path: Path) -> dict[str, str]:
     return kinds
 
 
-def cut_slide(job: Job, flags: dict) -> str | None:
+def cut_slide(job: PatchJob, flags: dict) -> str | None:
     """Write the patches of a slide and then its record; returns what had to be assumed of the slide.
 
     Args:
@@ -109,7 +109,7 @@ def _tumour(path, shape):
     return mask == TUMOR
 
 
-def cut(jobs: list[Job], folder: Path, kind: str, split: str, args) -> list[str]:
+def cut(jobs: list[PatchJob], folder: Path, kind: str, split: str, args) -> list[str]:
     """Cut the slides that are not finished. BadInput when the folder's patches were cut by other flags."""
     make_subfolder(make_folder(folder), "records")
     todo = [job for job in jobs if not _is_finished(job, args)]
@@ -158,7 +158,7 @@ def cut_normal(args) -> list[str]:
     problems = []
     for split, slides in (("train", train), ("test", _test_slides(args, "normal"))):
         folder = getattr(args, f"output_normal_patches_{split}_dir")
-        jobs = [Job(name, path, "normal", folder) for name, path in slides.items()]
+        jobs = [PatchJob(name, path, "normal", folder) for name, path in slides.items()]
         problems += cut(jobs, folder, "normal", split, args)
     return problems
 
@@ -169,7 +169,7 @@ def cut_tumor(args) -> list[str]:
     problems = []
     for split, slides in (("train", train), ("test", _test_slides(args, "tumor"))):
         folder, masks = getattr(args, f"output_tumor_patches_{split}_dir"), getattr(args, f"{split}_masks_dir")
-        jobs = [Job(name, path, "tumor", folder, masks / f"{name}.png") for name, path in slides.items()]
+        jobs = [PatchJob(name, path, "tumor", folder, masks / f"{name}.png") for name, path in slides.items()]
         problems += cut(jobs, folder, "tumor", split, args)
     return problems
 

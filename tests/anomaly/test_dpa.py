@@ -209,6 +209,6 @@ def test_settings_are_those_of_the_table_and_can_be_built(tmp_path):
         assert all(getattr(args, flag) == value for flag, value in values.items())
         config = dpa.network_of(args, in_channels=1)
         assert Autoencoder(config).config == config
-        total = sum(stage.steps for stage in dpa.plan(args))
+        total = sum(stage.steps for stage in dpa.planned_stages(args))
         assert total == (sum(args.stage_iters) if args.progressive else args.iters)
     assert sum(dpa.SETTINGS["camelyon16_pg"]["stage_iters"]) == 88_666

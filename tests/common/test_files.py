@@ -121,3 +121,14 @@ def test_a_header_of_gigabytes_is_not_read(tmp_path):
     os.truncate(path, 2**32)  # takes no room on the disk
     with pytest.raises(BadInput, match=r"a\.npy: damaged: its header is longer"):
         files.open_npy(path)
+
+
+def test_an_array_cut_short_or_of_another_shape_is_not_whole(tmp_path):
+    path = tmp_path / "map.npy"
+    assert not files.is_whole(path)
+    files.write_npy(path, np.ones((3, 4), np.float32))
+    assert files.is_whole(path) and files.is_whole(path, (3, 4)) and not files.is_whole(path, (4, 3))
+    content = path.read_bytes()
+    for rest in (content[:-1], content[:40], bytes(len(content)), b""):
+        path.write_bytes(rest)
+        assert not files.is_whole(path)

@@ -48,6 +48,13 @@ def test_localization_ap_of_hand_computed_cases(hits, confidences, positives, ex
     assert found == pytest.approx(expected)
 
 
+def test_chance_localises_as_often_as_its_cells_lie_on_the_object():
+    labels, confidences = np.repeat([1, 0], 200), np.random.default_rng(1).random(400)
+    at = {share: metrics.localization_ap_at_chance(share * labels, confidences, 200) for share in (0, 0.25, 1)}
+    assert at[0] == 0 and at[1] == pytest.approx(metrics.localization_ap(labels, confidences, 200))
+    assert at[0.25] == pytest.approx(0.25 * 0.25 * 0.5, rel=0.3)  # recall x precision, of which half are negatives
+
+
 @pytest.mark.parametrize(
     ("labels", "scores", "expected"),
     [

@@ -9,8 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from common.errors import BadInput
-from experiments import demo_retrieval, leakage, run_experiments
+from experiments import demo_retrieval, leakage, made, run_experiments
 
 ROOT = Path(__file__).parents[2]
 
@@ -26,12 +25,11 @@ def run_here(line):
 
 @pytest.mark.slow
 def test_the_figure_has_a_row_for_each_split_and_is_done_once(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(leakage, "call", lambda children, line: run_here(line))
+    monkeypatch.setattr(made, "call", lambda children, line: run_here(line))
     monkeypatch.setattr(leakage, "BY", ("slide", "random"))
     monkeypatch.setattr(leakage, "SLIDES", "--own_tissue --annotated 1 --negative 1 --width 2048 --height 2048")
-    monkeypatch.setattr(leakage, "POSITIVES", "--low_roir 0.05 --high_roir 0.5 --k 8")
-    monkeypatch.setattr(leakage, "RATIO", "level3_size_64_ratio_0.05_0.5")
-    monkeypatch.setattr(leakage, "NEGATIVES", "--k 20")
+    monkeypatch.setattr(leakage, "RATIO", "0.05_0.5")
+    monkeypatch.setattr(leakage, "K", (8, 20))
     monkeypatch.setattr(leakage, "TRAIN", leakage.TRAIN.replace("--width -3", "--width -4"))
     flags = ["leakage", "--root", str(tmp_path / "runs"), "--out", str(tmp_path / "out"), "--seeds", "1", "-e", "1"]
     run_experiments.main(flags)
@@ -44,9 +42,12 @@ def test_the_figure_has_a_row_for_each_split_and_is_done_once(tmp_path, monkeypa
     assert pd.read_csv(tmp_path / "out" / "results" / "leakage.csv").to_csv() == before
 
 
-def test_the_figure_stands_alone():
-    with pytest.raises(BadInput, match="leakage: expected without other figures"):
-        run_experiments.main(["leakage", "figure4"])
+@pytest.mark.parametrize("name", run_experiments.OTHERS)
+def test_a_figure_with_flags_of_its_own_stands_alone(name, capsys):
+    for words in ([name, "figure4"], ["figure4", name]):
+        with pytest.raises(SystemExit) as exit_info:
+            run_experiments.main(words)
+        assert exit_info.value.code == 2 and name in capsys.readouterr().err
 
 
 @pytest.mark.slow
