@@ -2,6 +2,7 @@
 
 import os
 import time
+import types
 from collections.abc import Callable, Hashable
 from pathlib import Path
 
@@ -78,54 +79,49 @@ class Compiled:
 
     def __init__(self, function: Callable, instead: Callable, compiler: Compiler):
         self.function, self.instead, self.compiler = function, instead, compiler
-        self.compiled, self.built = None, set()
+        self.built = {}  # kind -> what was built for it, each by itself: nothing is searched when it is called
 
     def __call__(self, *inputs):
-        if not self.ready(*inputs):
+        built = self.ready(*inputs)
+        if not built:
             return self.instead(*inputs)
         with torch.set_grad_enabled(_needs_gradients(inputs)):
-            return self.compiled(*inputs)
+            return built(*inputs)
 
-    def ready(self, *inputs) -> bool:
-        """Whether the function is built for inputs like these, perhaps just now."""
+    def ready(self, *inputs) -> Callable | None:
+        """The function built for inputs like these, perhaps just now, if it can be."""
         if not self.compiler.working:
-            return False
+            return None
         kind = (_needs_gradients(inputs), torch.is_inference_mode_enabled(), *map(_kind, inputs))
-        if kind not in self.built:
-            if len(self.built) >= MOST_KINDS or not self._builds(inputs):
-                return False
-            self.built.add(kind)
-        return True
+        if kind not in self.built and len(self.built) < MOST_KINDS:
+            self.built[kind] = self._build(inputs)
+        return self.built.get(kind)
 
-    def _builds(self, inputs) -> bool:
+    def _build(self, inputs) -> Callable | None:
         start, needed = time.perf_counter(), _needs_gradients(inputs)
         try:
-            if self.compiled is None:
-                self.compiled = compile_static(self.function, self.compiler.backend)
+            built = torch.compile(_copy(self.function), backend=self.compiler.backend, dynamic=False)
             copies = [x.detach().requires_grad_(x.requires_grad) if isinstance(x, Tensor) else x for x in inputs]
             with torch.set_grad_enabled(needed):
-                out = self.compiled(*copies)
+                out = built(*copies)
             if needed:
                 torch.autograd.grad(out.sum(), [x for x in copies if isinstance(x, Tensor) and x.requires_grad])
         except Exception as error:  # a compiler's errors are of any type
             self.compiler.give_up(f"{type(error).__name__}: {error}".split("Set TORCHDYNAMO")[0])
-            return False
+            return None
         self.compiler.kinds += 1
         self.compiler.seconds += time.perf_counter() - start
-        return True
+        return built
 
 
 def _needs_gradients(inputs):
     return torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in inputs)
 
 
-def compile_static(function: Callable, backend) -> Callable:
-    """The function, to be compiled for every size by itself."""
-    from torch._dynamo import config  # takes seconds to import
-
-    config.cache_size_limit = max(config.cache_size_limit, MOST_KINDS)
-    config.accumulated_cache_size_limit = max(config.accumulated_cache_size_limit, 4 * MOST_KINDS)
-    return torch.compile(function, backend=backend, dynamic=False)
+def _copy(function):
+    """The function with code of its own, to which PyTorch ties what it builds and how often it does."""
+    code, scope = function.__code__.replace(), function.__globals__
+    return types.FunctionType(code, scope, function.__name__, function.__defaults__, function.__closure__)
 
 
 def _kind(x) -> Hashable:

@@ -154,7 +154,7 @@ def test_a_level_accounts_for_every_cell():
 
 
 def test_padding_leaves_few_shapes_and_little_waste():
-    """Between 1 % and all of 10,000 cells, where every number may occur; no one is too small for its rows."""
+    """Between 1 % and all of 10,000 cells."""
     most = 10_001
     sizes = [background.bucket(rows, most) for rows in range(100, most + 1)]
     assert len(set(sizes)) <= 22

@@ -5,6 +5,7 @@ import itertools
 import pytest
 import torch
 from torch import nn
+from torch._dynamo.utils import counters
 
 from common.compilation import Compiler
 from models.needle import ModelConfig, build_model
@@ -86,6 +87,23 @@ def test_a_compiled_network_is_the_plain_one(way, dropout):
             assert compiler.working and compiler.kinds > 0
     for own, other in zip(*results, strict=True):
         assert torch.linalg.vector_norm(own - other) <= 1e-9 * (1 + torch.linalg.vector_norm(other))
+
+
+def test_a_network_is_compiled_for_what_it_is_called_with_and_no_more():
+    """For both ways, with and without gradients; PyTorch builds nothing that was not tried, and nothing twice."""
+    compiler, model = Compiler("aot_eager"), build_model(ModelConfig(1, width=-4))
+    model.compile_parts(compiler)
+    images = torch.zeros(2, 1, 40, 44)
+    images[:, :, 5:19, 6:20] = torch.rand(14, 14)
+    before, kinds = counters["stats"]["unique_graphs"], []
+    for _ in range(2):
+        for model.background in ("rows", "dense"):
+            model(images).sum().backward()
+            with torch.inference_mode():
+                model(images)
+        kinds.append(compiler.kinds)
+        assert counters["stats"]["unique_graphs"] - before == compiler.kinds
+    assert compiler.working and 0 < kinds[0] == kinds[1]
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
