@@ -1,7 +1,7 @@
 """The classifier's training loop: fit(model, loaders, args, device), evaluate(model, loader, device)."""
 
 import contextlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,13 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from common import cli, metrics, processes, runfolder
+from common import cli, compilation, metrics, processes, runfolder
 from common.errors import BadInput, WorkFailed
+from common.graphs import CudaGraphs, Recorded
 from common.moments import GradientVariance
 from common.optimizers import Resumable
 from common.runfolder import RunFolder
 from data.loaders import Loaders
-from models import needle
+from models import background, needle
 
 MILESTONES = (80, 120, 160)  # epochs after which the learning rate falls tenfold
 NEEDLES_BATCH = 32  # of Pawlowski 2019
@@ -52,7 +53,8 @@ def add_flags(parser) -> None:
             "--background",
             choices=("auto", "rows", "dense"),
             default="auto",
-            help="rows: compute black background once, exactly, with instance norm; auto: on a CPU",
+            help="rows: compute black background once, exactly, with instance norm; auto: on a CPU, and on a GPU from "
+            "256 px a side on (from 1024 in tf32)",
         )
     )
     cli.neutral(
@@ -62,13 +64,26 @@ def add_flags(parser) -> None:
             help="keep few activations and compute the others twice: less than half the memory, a third more time",
         )
     )
+    compilation.add_flag(group)
+    cli.neutral(
+        add(
+            "--cuda_graph",
+            choices=("auto", "off"),
+            default="auto",
+            help="auto: on one GPU, record the steps of the plain network and replay them; not with torchrun, nor with "
+            "--checkpoint_activations",
+        )
+    )
     runfolder.add_flags(group)
     processes.add_flags(group)
 
 
 @dataclass
 class Learner:
-    """All that a training step works on and changes."""
+    """All that a training step works on and changes.
+
+    compiler: of parts of the model. recorder: of the functions `gradients` and `move`, the two halves of a step.
+    """
 
     model: nn.Module
     network: nn.Module  # the model, its gradients shared by all processes
@@ -77,6 +92,10 @@ class Learner:
     variance: GradientVariance | None
     device: torch.device
     precision: str
+    compiler: compilation.Compiler | None = None
+    recorder: CudaGraphs | None = None
+    gradients: Callable | None = None
+    move: Callable | None = None
 
 
 def fit(model: nn.Module, loaders: Loaders, args, device: torch.device) -> dict:
@@ -96,6 +115,8 @@ def fit(model: nn.Module, loaders: Loaders, args, device: torch.device) -> dict:
             model.train()
             for batches in run.steps(loaders.steps(epoch, accumulation, run.done)):
                 run.count(step(learner, batches))
+                if learner.compiler:
+                    learner.compiler.announce()
             row = {"lr": lr, "images_per_s": loaders.n_images / run.seconds, **running_scores(run.sums)}
             last = epoch + 1 == epochs
             row |= evaluate_splits(learner, loaders, run, everything=last or args.test_all)
@@ -151,20 +172,60 @@ def start(model: nn.Module, args, device: torch.device) -> Learner:
             "--checkpoint_activations: a CPU emulates --precision tf32 in the forward pass alone; leave one out"
         )
     model.to(device)
-    model.background, model.cnn.recompute = args.background, args.checkpoint_activations
+    model.cnn.recompute = args.checkpoint_activations
+    model.background = "dense" if processes.PRECISIONS[args.precision] else args.background  # no rows under autocast
+    compiler = compilation.Compiler() if compilation.wanted(args.compile, device) else None
+    if compiler:
+        model.compile_parts(compiler)
     scaler = torch.amp.GradScaler(device.type, enabled=args.precision == "fp16")
     variance = GradientVariance(model) if args.grad_variance else None
     network = processes.share_gradients(model, device)
-    return Learner(model, network, make_optimizer(model, args), scaler, variance, device, args.precision)
+    recorder = CudaGraphs(device) if records(args, device) else None
+    optimizer = make_optimizer(model, args, capturable=recorder is not None)
+    learner = Learner(model, network, optimizer, scaler, variance, device, args.precision, compiler)
+    record(learner, recorder)
+    return learner
 
 
-def make_optimizer(model: nn.Module, args) -> torch.optim.Optimizer:
-    """RMSprop (Pawlowski 2019: eps 1e-5, smoothing 0.99, no momentum), SGD with momentum 0.9, or Adam."""
-    if args.opt == "rmsprop":
-        return torch.optim.RMSprop(model.parameters(), args.lr, alpha=0.99, eps=1e-5, weight_decay=args.l2)
+def records(args, device: torch.device) -> bool:
+    """Whether steps are to be recorded as CUDA graphs."""
+    if args.cuda_graph == "off" or device.type != "cuda" or args.checkpoint_activations:
+        return False
+    if processes.world_size() > 1 and processes.rank() == 0:
+        print("--cuda_graph: not with torchrun, whose processes wait for each other; going on without", flush=True)
+    return processes.world_size() == 1
+
+
+def record(learner: Learner, recorder: CudaGraphs | None) -> None:
+    """Have the two halves of the learner's steps recorded, if there is a recorder; a half stays plain that must wait.
+
+    Rows wait for the number of active cells, and fp16's loss scaler for the news whether gradients are finite.
+    """
+
+    def by_rows(_, batches, n_images):
+        return background.applies(learner.model, batches[0][0].shape, learner.device)
+
+    def rates():
+        return [group["lr"] for group in learner.optimizer.param_groups]
+
+    learner.recorder, learner.gradients, learner.move = recorder, gradients, move
+    if recorder:
+        learner.gradients = Recorded(gradients, recorder, unless=by_rows)
+        if not learner.scaler.is_enabled():
+            learner.move = Recorded(move, recorder, constants=rates)
+
+
+def make_optimizer(model: nn.Module, args, capturable: bool = False) -> torch.optim.Optimizer:
+    """RMSprop (Pawlowski 2019: eps 1e-5, smoothing 0.99, no momentum), SGD with momentum 0.9, or Adam.
+
+    Args: capturable: whether a CUDA graph may record its steps, as it may SGD's anyway.
+    """
+    parameters, usual = model.parameters(), {"lr": args.lr, "weight_decay": args.l2}
     if args.opt == "momentum":
-        return torch.optim.SGD(model.parameters(), args.lr, momentum=0.9, weight_decay=args.l2)
-    return torch.optim.Adam(model.parameters(), args.lr, weight_decay=args.l2)
+        return torch.optim.SGD(parameters, momentum=0.9, **usual)
+    if args.opt == "rmsprop":
+        return torch.optim.RMSprop(parameters, alpha=0.99, eps=1e-5, capturable=capturable, **usual)
+    return torch.optim.Adam(parameters, capturable=capturable, **usual)
 
 
 def set_learning_rate(optimizer, lr: float, epoch: int, epoch_factor: int = 1) -> float:
@@ -182,6 +243,16 @@ def step(learner: Learner, batches) -> Tensor:
         batches: a data.loaders.Step.
     Returns: (5,) float64 on the device, as SUMS says, of this process's images.
     """
+    sums = learner.gradients(learner, [*batches] if learner.recorder else batches, batches.n_images)
+    if learner.variance:
+        learner.scaler.unscale_(learner.optimizer)
+        learner.variance.add()
+    learner.move(learner)
+    return sums
+
+
+def gradients(learner: Learner, batches: Iterable, n_images: int) -> Tensor:
+    """Add up the gradients of a step of n_images; arguments and result as those of step()."""
     sums = torch.zeros(len(SUMS), dtype=torch.float64, device=learner.device)
     for images, labels, share, is_last in batches:
         images = images.to(learner.device, non_blocking=True)  # (b, in, H, W)
@@ -192,15 +263,16 @@ def step(learner: Learner, batches) -> Tensor:
             logits = logits if logits.dtype == torch.float64 else logits.float()
             loss = F.cross_entropy(logits, labels, reduction="sum")
             with processes.peers_must_live():  # the processes' mean is taken
-                learner.scaler.scale(loss * (processes.world_size() / batches.n_images)).backward()
+                learner.scaler.scale(loss * (processes.world_size() / n_images)).backward()
         sums += torch.cat([loss.detach().double().view(1), confusion(logits.detach(), labels)])
-    if learner.variance:
-        learner.scaler.unscale_(learner.optimizer)
-        learner.variance.add()
+    return sums
+
+
+def move(learner: Learner) -> None:
+    """Move the weights by the gradients, which are 0 then, or None where no recording needs their memory."""
     learner.scaler.step(learner.optimizer)
     learner.scaler.update()
-    learner.optimizer.zero_grad(set_to_none=True)
-    return sums
+    learner.optimizer.zero_grad(set_to_none=learner.recorder is None)
 
 
 def gradients_shared(network, now: bool):

@@ -34,8 +34,9 @@ def parse_args(argv=None):
     parser.add_argument("--fields", nargs="+", default=["9", "33", "177"], help="receptive fields in px")
     parser.add_argument("--width", type=int, default=-2, help="channels times 2^W")
     parser.add_argument("--canvases", type=cli.positive, nargs="+", default=[64, 256, 512], help="px a side")
+    parser.add_argument("--batches", type=cli.positive, help="of a turn (without the flag: 8, on a GPU 64)")
     measure.add_flags(parser)
-    return parser.parse_args(argv)
+    return measure.parse_args(parser, argv, fields=["33"], canvases=[64], batches=4, rounds=1)
 
 
 def main(argv=None):
@@ -45,30 +46,27 @@ def main(argv=None):
     for canvas in args.canvases:
         with tempfile.TemporaryDirectory() as folder:
             images = Images(Path(folder), canvas, args.mnist, device)
+            # scoring takes milliseconds, which a few batches on a GPU would not outweigh
+            data = turn_images(images, args.batches or (64 if device.type == "cuda" else 8))
             for field in args.fields:
-                row(images, field, args.width, args.rounds)
+                row(images, data, field, args.width, args.rounds)
 
 
-def turn_size(images: Images) -> int:
-    """How many images a turn takes; scoring takes milliseconds, which a few batches on a GPU would not outweigh."""
-    return images.batch_size * (64 if images.device.type == "cuda" else 8)
-
-
-def turn_images(images: Images) -> dataset.ClutteredMNIST:
+def turn_images(images: Images, batches: int) -> dataset.ClutteredMNIST:
     """The validation images of a turn, repeated if there are fewer."""
     data = dataset.load_splits(images.train_args())["val"]
-    chosen = np.resize(np.arange(len(data)), turn_size(images))
+    chosen = np.resize(np.arange(len(data)), batches * images.batch_size)
     data.numbers, data.labels, data.positions = data.numbers[chosen], data.labels[chosen], data.positions[chosen]
     data.names = [data.names[i] for i in chosen]
     return data
 
 
-def row(images: Images, field: str, width: int, rounds: int) -> None:
+def row(images: Images, data: dataset.ClutteredMNIST, field: str, width: int, rounds: int) -> None:
     """Measure one network and print."""
-    works = [*evaluations(images, field, width), *saliencies(images, field, width)]
+    works = [*evaluations(images, data, field, width), *saliencies(images, data, field, width)]
     seconds = measure.seconds_in_turns(works, rounds, images.device)
     ours, baseline, saliency = (np.median(seconds[:, i] / seconds[:, j]) for i, j in ((1, 0), (2, 0), (4, 3)))
-    speed = turn_size(images) / np.median(seconds[:, 0])
+    speed = len(data) / np.median(seconds[:, 0])
     print(
         f"{field:>3} {width:5} {images.batch[0].shape[-1]:6} {images.batch_size:5} | "
         f"{ours:7.2f} {baseline:9.2f} {speed:26.1f} | {saliency:20.2f}",
@@ -76,11 +74,11 @@ def row(images: Images, field: str, width: int, rounds: int) -> None:
     )
 
 
-def evaluations(images: Images, field: str, width: int) -> list:
+def evaluations(images: Images, data: dataset.ClutteredMNIST, field: str, width: int) -> list:
     """Bare forward passes, an evaluation, the baseline's, of the same number of images."""
     model = make_network(field, width).to(images.device).eval()
     args, training = images.train_args(), BaselineTraining(BaselineNetwork(model))
-    loader = loaders.ordered_loader(turn_images(images), args, images.device)
+    loader = loaders.ordered_loader(data, args, images.device)
     in_memory = [pixels.to(images.device) for pixels, _ in loader]
     batches = images.files.batches(images.batch_size, args.workers, images.device)
 
@@ -96,9 +94,9 @@ def evaluations(images: Images, field: str, width: int) -> list:
     return [forward, lambda: train.evaluate(model, loader, images.device), baseline]
 
 
-def saliencies(images: Images, field: str, width: int) -> list:
+def saliencies(images: Images, data: dataset.ClutteredMNIST, field: str, width: int) -> list:
     """Bare forward and backward passes for saliency, and the same with everything that is read and written."""
-    model, data = make_network(field, width).to(images.device).eval(), turn_images(images)
+    model = make_network(field, width).to(images.device).eval()
     args = images.train_args("--workers", "0")
     maps = predict_saliency.MapFolder(images.folder, "val", {}, images.batch_size)
     model.requires_grad_(False)

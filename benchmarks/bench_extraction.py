@@ -9,6 +9,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +17,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from measure import most_resident
+import measure
 
 import extract_basic_pos_crops as ours
 from common import cli, limits
@@ -24,7 +25,7 @@ from data.camelyon import crops, extraction, make_slides, slides
 from data.slides import annotations
 from data.slides.pyramid import Slide
 
-SLIDES = 8  # extracted for the figures over workers
+RANGES = [(0.1, 0.5), (0.01, 0.1), (0.001, 0.01)]  # shares of a crop that its lesion takes
 TRIES = 1000  # positions the baseline tries for a lesion; the first release tried ten times as many
 
 
@@ -38,7 +39,9 @@ def parse_args(argv=None):
     parser.add_argument(
         "--sizes", type=int, nargs="+", default=[128, 512], help="sides of the crops, pixels of level 3"
     )
-    return parser.parse_args(argv)
+    parser.set_defaults(ranges=RANGES, slides=8)
+    small = {"slides": 1, "width": "6144", "height": "6144", "lesion_sets": "1"}
+    return measure.parse_args(parser, argv, sizes=[128], ranges=RANGES[1:2], **small)
 
 
 def make_slide(folder: Path, args) -> extraction.SlideJob:
@@ -83,10 +86,10 @@ def _measure(extract, job, args, results):
         start = time.perf_counter()
         record = extract(job, Path(folder), args)
         seconds = time.perf_counter() - start
-    results.put((seconds, most_resident() / 1e9, record["lesions"], len(record["rows"])))
+    results.put((seconds, measure.most_resident() / 1e9, record["lesions"], len(record["rows"])))
 
 
-def measure(extract, job: extraction.SlideJob, args) -> tuple[float, float, int, int]:
+def measured(extract, job: extraction.SlideJob, args) -> tuple[float, float, int, int]:
     """(seconds, peak memory in GB, lesions, crops) of one extraction."""
     context = multiprocessing.get_context("spawn")
     results = context.SimpleQueue()
@@ -98,17 +101,17 @@ def measure(extract, job: extraction.SlideJob, args) -> tuple[float, float, int,
     return results.get()
 
 
-def measure_scaling(job: extraction.SlideJob, args) -> dict[int, float]:
-    """Worker processes -> seconds to extract SLIDES copies of the job, for 1, 2, 4 ... workers up to the cores."""
-    jobs = [replace(job, name=name) for name in sorted(slides.ANNOTATED)[:SLIDES]]
-    seconds, args.workers = {}, 1
-    while args.workers <= min(SLIDES, limits.cores()):
+def measure_scaling(job: extraction.SlideJob, n: int, args) -> Iterator[tuple[int, float]]:
+    """Worker processes and seconds to extract n copies of the job, for 1, 2, 4 ... workers up to the cores."""
+    jobs = [replace(job, name=name) for name in sorted(slides.ANNOTATED)[:n]]
+    args.workers = 1
+    while args.workers <= min(n, limits.cores()):
         with tempfile.TemporaryDirectory() as folder:
             start = time.perf_counter()
             extraction.run(jobs, ours.extract_slide, ours.draw_preview, Path(folder), {}, args)
-            seconds[args.workers] = time.perf_counter() - start
+            seconds = time.perf_counter() - start
+        yield args.workers, seconds
         args.workers *= 2
-    return seconds
 
 
 def crop_flags(size: int, low: float, high: float):
@@ -127,15 +130,17 @@ def main(argv=None):
         )
         print(f"{'size':>5}  {'O2I':12}{'version':8}{'seconds':>9}{'peak GB':>9}{'lesions':>9}{'crops':>8}")
         for size in args.sizes:
-            for low, high in [(0.1, 0.5), (0.01, 0.1), (0.001, 0.01)]:
+            for low, high in args.ranges:
                 for version, extract in [("ours", ours.extract_slide), ("whole", extract_whole)]:
-                    seconds, memory, lesions, n = measure(extract, job, crop_flags(size, low, high))
+                    seconds, memory, lesions, n = measured(extract, job, crop_flags(size, low, high))
                     share = f"{low:g}-{high:g}"
                     print(f"{size:5}  {share:12}{version:8}{seconds:9.1f}{memory:9.2f}{lesions:9}{n:8}", flush=True)
-        seconds = measure_scaling(job, crop_flags(args.sizes[0], 0.01, 0.1))
-        print(f"\n{SLIDES} such slides, size {args.sizes[0]}, O2I 0.01-0.1\n{'workers':>8}{'seconds':>9}{'ratio':>7}")
-        for workers, taken in seconds.items():
-            print(f"{workers:8}{taken:9.1f}{seconds[1] / taken:7.2f}")
+        print(f"\n{args.slides} such slides, size {args.sizes[0]}, O2I 0.01-0.1")
+        print(f"{'workers':>8}{'seconds':>9}{'ratio':>7}")
+        alone = None
+        for workers, taken in measure_scaling(job, args.slides, crop_flags(args.sizes[0], 0.01, 0.1)):
+            alone = alone or taken
+            print(f"{workers:8}{taken:9.1f}{alone / taken:7.2f}", flush=True)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import measure
 import numpy as np
 
 from common import cli
@@ -25,7 +26,7 @@ def parse_args(argv=None):
     parser.add_argument("-m", "--mnist", default=digits.default_source(), help="folder of MNIST files, or 'digits'")
     parser.add_argument("--canvas", type=cli.positive, default=1024, help="rows and columns of an image in px")
     parser.add_argument("--images", type=cli.positive, default=50, help="canvases per figure; the median counts")
-    return parser.parse_args(argv)
+    return measure.parse_args(parser, argv, canvas=256, images=10)
 
 
 def main(argv=None):
@@ -33,25 +34,25 @@ def main(argv=None):
     splits = digits.load(args.mnist)
     layout = placements.Layout(args.canvas, placements.default_clutter(args.canvas), patch_size=64)
     with tempfile.TemporaryDirectory() as scratch:
+        print(f"canvas {args.canvas}, {layout.clutter} clutter digits, one core, median CPU time: {args.images} images")
+        print(f"{'':32}{'ours':>10}{'baseline':>10}{'ratio':>8}", flush=True)
         out = Path(scratch)
         start = time.perf_counter()
         recipe.write(out, splits, layout, digit=3, passes=2, seed=1234)
         drawing = time.perf_counter() - start
         source = recipe.Recipe(out, "train", SETTINGS | {"canvas": args.canvas})
         images = range(min(args.images, len(source)))
-        compose = median_ms(images, source.canvas, lambda i: compose_float64(source, i))
+        n = 2 * 2 * count_needles(splits)
+        print(f"{'draw and save the recipe, s':32}{drawing:10.2f}   ({n:,} images)", flush=True)
+        print_row("compose one canvas, ms", *median_ms(images, source.canvas, lambda i: compose_float64(source, i)))
         write = median_ms(
             images,
             lambda i: folder.save_npz(out / "ours.npz", source.arrays(i)),
             lambda i: save_float64(out / "baseline.npz", source, i),
         )
+        print_row("compose and write one npz, ms", *write)
         size = [(out / name).stat().st_size / 1000 for name in ("ours.npz", "baseline.npz")]
-    print(f"canvas {args.canvas}, {layout.clutter} clutter digits, one core, median CPU time of {len(images)} images")
-    print(f"{'':32}{'ours':>10}{'baseline':>10}{'ratio':>8}")
-    print_row("compose one canvas, ms", *compose)
-    print_row("compose and write one npz, ms", *write)
-    print_row("size of one npz, kB", *size)
-    print(f"{'draw and save the recipe, s':32}{drawing:10.2f}   ({2 * 2 * count_needles(splits):,} images)")
+        print_row("size of one npz, kB", *size)
 
 
 def compose_float64(source: recipe.Recipe, i: int) -> np.ndarray:
@@ -88,7 +89,7 @@ def count_needles(splits: dict) -> int:
 
 def print_row(name: str, ours: float, baseline: float) -> None:
     """Print one line of the table."""
-    print(f"{name:32}{ours:10.2f}{baseline:10.2f}{baseline / ours:7.1f}x")
+    print(f"{name:32}{ours:10.2f}{baseline:10.2f}{baseline / ours:7.1f}x", flush=True)
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ def parse_args(argv=None):
     parser.add_argument("--canvases", type=cli.positive, nargs="+", default=[64, 128, 256, 512, 1024], help="px a side")
     parser.add_argument("--sizes", type=cli.positive, nargs="+", default=[128, 256, 512], help="px a side of the crops")
     measure.add_flags(parser)
-    return parser.parse_args(argv)
+    return measure.parse_args(parser, argv, canvases=[64], sizes=[128], rounds=1)
 
 
 def main(argv=None):

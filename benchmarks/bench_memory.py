@@ -27,7 +27,7 @@ def parse_args(argv=None):
     canvases = [64, 128, 256, 512, 1024, 2048, 4096, 6144]
     parser.add_argument("--canvases", type=cli.positive, nargs="+", default=canvases, help="px a side")
     measure.add_flags(parser)
-    return parser.parse_args(argv)
+    return measure.parse_args(parser, argv, canvases=[256])
 
 
 def main(argv=None):

@@ -28,13 +28,14 @@ from data.loaders import EpochBatches, Loaders, make_loaders, shuffles
 from models import needle
 
 STEPS = 4  # in a turn
-HEADER = " RF width canvas batch version          | images/s ratio |  GFLOP     GB roofline | peak MB"
+HEADER = " RF width canvas batch version                | images/s ratio |  GFLOP     GB roofline | peak MB"
 ON_CPU = {"ours": []}
+EAGER = ["--compile", "off", "--cuda_graph", "off"]
 ON_GPU = {
-    f"ours {precision} {way}": ["--precision", precision, "--background", way]
-    for precision, way in [
-        *[("float32", "dense"), ("float32", "rows"), ("tf32", "dense"), ("tf32", "rows")],
-        ("fp16", "dense"),
+    f"ours {precision} {way}{' eager' * eager}": ["--precision", precision, "--background", way, *EAGER * eager]
+    for precision, way, eager in [
+        *[("float32", "dense", True), ("float32", "dense", False), ("float32", "rows", False)],
+        *[("tf32", "dense", False), ("tf32", "rows", False), ("fp16", "dense", False)],
     ]
 }
 
@@ -45,7 +46,7 @@ def parse_args(argv=None):
     parser.add_argument("--widths", type=int, nargs="+", default=[-2, 0], help="channels times 2^W")
     parser.add_argument("--canvases", type=cli.positive, nargs="+", default=[64, 128, 256, 512, 1024], help="px a side")
     measure.add_flags(parser)
-    return parser.parse_args(argv)
+    return measure.parse_args(parser, argv, fields=["33"], widths=[-2], canvases=[64], rounds=1)
 
 
 def main(argv=None):
@@ -95,12 +96,14 @@ class Images:
 class Version:
     """A way to train: `turn()` takes STEPS steps and reads its images, `step()` takes one on the batch in memory.
 
-    kept: module and optimiser. precision: that of matrix products, which is a switch of the whole process.
+    counted: the same step, neither compiled nor recorded, so that operators and memory show. kept: its module and
+    optimiser. precision: that of matrix products, which is a switch of the whole process.
     """
 
     name: str
     turn: Callable
     step: Callable
+    counted: Callable
     kept: tuple
     precision: str = "float32"
 
@@ -122,8 +125,10 @@ def baseline(images: Images, field: str, width: int, precision: str) -> Version:
         for _ in range(STEPS):
             training.step(*next(batches))
 
-    kept = network, training.optimizer
-    return Version(f"baseline {precision}", turn, lambda: training.step(*images.batch), kept, precision)
+    def step():
+        training.step(*images.batch)
+
+    return Version(f"baseline {precision}", turn, step, step, (network, training.optimizer), precision)
 
 
 def ours(images: Images, field: str, width: int, name: str, flags: list[str]) -> Version:
@@ -134,11 +139,13 @@ def ours(images: Images, field: str, width: int, name: str, flags: list[str]) ->
     loaders = make_loaders(dataset.load_splits(args), args, images.device, np.arange(n), shuffles(n, seed=0))
     one = EpochBatches(lambda _: np.arange(images.batch_size), images.batch_size, images.batch_size)
     in_memory = Loaders([images.batch], one, {}, "")
+    eager = train.start(make_network(field, width), images.train_args(*flags, *EAGER), images.device)
     return Version(
         name,
         lambda: train_epoch(learner, loaders),
         lambda: train_epoch(learner, in_memory),
-        (learner.model, learner.optimizer),
+        lambda: train_epoch(eager, in_memory),
+        (eager.model, eager.optimizer),
         args.precision,
     )
 
@@ -172,7 +179,7 @@ def compare(images: Images, field: str, width: int, rounds: int, rates: dict[str
     for version, taken, (line, peak) in zip(competing, seconds.T, costs, strict=True):
         ratio = np.median(seconds[:, 0] / taken)
         print(
-            f"{start} {version.name:16} | {batch_size / np.median(taken):8.1f} {ratio:5.2f} | "
+            f"{start} {version.name:22} | {batch_size / np.median(taken):8.1f} {ratio:5.2f} | "
             f"{line.flops / 1e9 / batch_size:6.2f} {line.bytes / 1e9 / batch_size:6.2f} "
             f"{line.seconds / np.median(taken):8.0%} | {peak / 1e6:7.0f}",
             flush=True,
@@ -181,7 +188,7 @@ def compare(images: Images, field: str, width: int, rounds: int, rates: dict[str
 
 def cost(version: Version, images: Images, rates: measure.Rates) -> tuple[measure.Roofline, int]:
     """What one step costs by the roofline, and its peak memory in bytes."""
-    step = with_precision(version, version.step, images.device)
+    step = with_precision(version, version.counted, images.device)
     _, optimizer = version.kept
     while not optimizer.state:  # fp16's loss scaler skips steps at first
         step()

@@ -1,9 +1,11 @@
 """What the benchmarks of training, evaluation and memory share: seconds, peak memory, FLOPs, bytes, the roofline."""
 
+import argparse
 import multiprocessing
 import os
 import resource
 import signal
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +34,14 @@ def add_turn_flags(parser) -> None:
     """Declare `--rounds` and `--device`."""
     parser.add_argument("--rounds", type=cli.positive, default=5, help="turns of each version, after one to warm up")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+
+
+def parse_args(parser, argv, **quick) -> argparse.Namespace:
+    """The flags, among them `--quick`, with which other defaults hold, to get a row within a minute."""
+    parser.add_argument("--quick", action="store_true", help="one row within a minute, where no flag asks for more")
+    if "--quick" in (sys.argv[1:] if argv is None else argv):
+        parser.set_defaults(**quick)
+    return parser.parse_args(argv)
 
 
 def make_batch(bank: np.ndarray, canvas: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:

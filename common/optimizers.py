@@ -26,7 +26,9 @@ class Resumable:
     def load_state_dict(self, saved: dict) -> None:
         """Load the moments. ValueError when one does not fit its parameter."""
         groups = [dict(group) for group in self.optimizer.param_groups]
-        self.optimizer.load_state_dict(saved)
+        numbered = [group["params"] for group in saved["param_groups"]]
+        kept = [own | {"params": numbers} for own, numbers in zip(groups, numbered, strict=True)]
+        self.optimizer.load_state_dict({**saved, "param_groups": kept})  # which also say where counts of steps belong
         for group, own in zip(self.optimizer.param_groups, groups, strict=True):
             group.update(own)
             for parameter in group["params"]:

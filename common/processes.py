@@ -84,6 +84,12 @@ def _set_tf32(on):
         torch.backends.cudnn.allow_tf32 = on
 
 
+def uses_tf32() -> bool:
+    """Whether a GPU computes in TF32, as select() has switched it."""
+    matmul = torch.backends.cuda.matmul
+    return matmul.fp32_precision == "tf32" if hasattr(matmul, "fp32_precision") else matmul.allow_tf32
+
+
 def autocast(device: torch.device, precision: str):
     """Context of a forward pass: autocast for fp16 and bf16, on a CPU an emulation for tf32, else nothing."""
     if precision == "tf32" and device.type == "cpu":

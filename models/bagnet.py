@@ -4,10 +4,10 @@ Source: Pawlowski et al. 2019, Table 3; Brendel & Bethge 2019. Parameter names a
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common.errors import BadInput
+from models import norms
 
 BLOCKS = (3, 4, 6, 3)  # bottlenecks in each stage
 PLANES = (64, 128, 256, 512)  # at width 0
@@ -45,6 +45,8 @@ def make_norm(norm: str, channels: int) -> nn.Module:
 class Bottleneck(nn.Module):
     """1x1, k x k (stride), 1x1, each with norm, around a residual sum: (B, in, H, W) -> (B, 4 planes, H', W')."""
 
+    norm_act = staticmethod(norms.norm_act)
+
     def __init__(self, in_channels, planes, kernel, stride, norm, dropout):
         super().__init__()
         middle = planes if kernel == 3 else int(planes * POINTWISE_FACTOR)
@@ -62,13 +64,19 @@ class Bottleneck(nn.Module):
                 nn.Conv2d(in_channels, out_channels, 1, stride, bias=False), make_norm(norm, out_channels)
             )
 
+    @property
+    def kind(self) -> tuple:
+        """What kernels that are built for the block depend on."""
+        return self.conv1.weight.shape, self.conv2.weight.shape, self.conv2.stride, self.downsample is None
+
     def forward(self, x: Tensor) -> Tensor:
-        # ReLU and the sum are out of place: in place, autograd would clone what instance norm returns (a view)
-        out = F.relu(self.bn1(self.conv1(x)))
-        out = F.relu(self.dropout(self.bn2(self.conv2(out))))
-        out = self.bn3(self.conv3(out))
-        shortcut = x if self.downsample is None else self.downsample(x)
-        return F.relu(out + shortcut)
+        out = self.norm_act(self.conv1(x), self.bn1)
+        out = self.dropout(self.norm_act(self.conv2(out), self.bn2))
+        shortcut = x
+        if self.downsample is not None:
+            conv, norm = self.downsample
+            shortcut = self.norm_act(conv(x), norm, relu=False)
+        return self.norm_act(self.conv3(out), self.bn3, shortcut)
 
 
 class BagNet(nn.Module):
@@ -79,6 +87,7 @@ class BagNet(nn.Module):
     """
 
     recompute = False
+    norm_act = staticmethod(norms.norm_act)
 
     def __init__(self, in_channels: int, kernel3=(1, 1, 1, 1), width: int = 0, norm: str = "in_aff", dropout=False):
         super().__init__()
@@ -126,4 +135,4 @@ class BagNet(nn.Module):
         return part(*inputs)
 
     def _stem(self, images):
-        return F.relu(self.bn1(self.conv2(self.conv1(images))))
+        return self.norm_act(self.conv2(self.conv1(images)), self.bn1)

@@ -3,7 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models import background
+from models import background, norms
 from models.bagnet import BagNet
 from models.pooling import POOLINGS, attention_pool
 
@@ -16,6 +16,7 @@ class NeedleClassifier(nn.Module):
     background: whether black background is computed once, see models.background: "auto", "rows" or "dense".
     """
 
+    row_block = staticmethod(background.bottleneck)
     background = "auto"
 
     def __init__(self, extractor: BagNet, pooling: str):
@@ -32,6 +33,13 @@ class NeedleClassifier(nn.Module):
         """Logits (B, 2) of images (B, in, H, W), by way of rows where the images are mostly background."""
         logits = background.logits(self, images)
         return self.image_logits(self.cnn(images)) if logits is None else logits
+
+    def compile_parts(self, compiler) -> None:
+        """Have norms and the rows' bottlenecks built by a common.compilation.Compiler."""
+        fused = norms.FusedNorm(compiler)
+        for part in (self.cnn, *self.cnn.blocks()):
+            part.norm_act = fused
+        self.row_block = compiler(background.fusible_bottleneck, instead=background.bottleneck)
 
     def image_logits(self, embedding: Tensor) -> Tensor:
         """Logits (B, 2) of embeddings (B, C, h, w)."""

@@ -44,7 +44,7 @@ def test_training_steps_stay_on_the_device(pooling, flags):
 def test_rows_stay_on_the_device(pooling, monkeypatch):
     model = make_run("--pooling", pooling, "--background", "rows").model
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda device_type: False)
-    monkeypatch.setattr(background, "int", lambda count: 2000, raising=False)  # a number of rows, which meta can't tell
+    monkeypatch.setattr(background, "row_counts", lambda actives: [2000] * len(actives))  # which meta can't tell
     assert background.logits(model, dark_images().to(META)).device == META
 
 

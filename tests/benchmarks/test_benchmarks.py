@@ -12,6 +12,8 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 import baseline
 import bench_anomaly
 import bench_evaluation
+import bench_extraction
+import bench_generator
 import bench_input
 import bench_memory
 import bench_mil
@@ -86,7 +88,7 @@ def test_training_table(capsys):
 
 
 def test_evaluation_table(capsys):
-    flags = "--mnist digits --fields 9 --width -4 --canvases 40 --rounds 1 --device cpu"
+    flags = "--mnist digits --fields 9 --width -4 --canvases 40 --quick --device cpu"
     bench_evaluation.main(flags.split())
     row = numbers(capsys.readouterr().out.splitlines()[-1])
     assert row[:4] == [9, -4, 40, 32] and len(row) == 8
@@ -113,6 +115,40 @@ def test_memory_table_counts_less_when_activations_are_recomputed(capsys, monkey
     assert small.count("no room") == 2
     assert "beyond 32-bit indices" not in small
     assert "beyond 32-bit indices" in large
+
+
+@pytest.mark.slow
+def test_generator_table_row_by_row(capsys):
+    bench_generator.main(["--quick", "--mnist", "digits", "--canvas", "64"])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("canvas 64, 2 clutter digits") and "10 images" in lines[0]
+    for line in lines[3:6]:
+        ours, theirs, ratio = (float(cell.rstrip("x")) for cell in line.split()[-3:])
+        assert ratio == pytest.approx(theirs / ours, rel=0.2, abs=0.1)
+
+
+@pytest.mark.slow
+def test_extraction_table_row_by_row(capsys):
+    bench_extraction.main(["--quick", "--width", "4096", "--height", "4096"])
+    first, second = (line.split() for line in capsys.readouterr().out.splitlines()[1:3])
+    assert first[:3] == ["128", "0.01-0.1", "ours"] and second[:3] == ["128", "0.01-0.1", "whole"]
+    assert float(first[3]) > 0 and float(second[3]) > 0
+
+
+@pytest.mark.parametrize(
+    ("bench", "rows"),
+    [
+        (bench_training, {"fields": ["33"], "widths": [-2], "canvases": [64], "rounds": 1}),
+        (bench_evaluation, {"fields": ["33"], "canvases": [64], "batches": 4, "rounds": 1}),
+        (bench_input, {"canvases": [64], "sizes": [128], "rounds": 1}),
+        (bench_memory, {"canvases": [256]}),
+    ],
+)
+def test_quick_is_one_row_unless_flags_ask_for_others(bench, rows):
+    quick, whole = bench.parse_args(["--quick"]), bench.parse_args([])
+    assert {name: getattr(quick, name) for name in rows} == rows
+    assert all(getattr(whole, name) != value for name, value in rows.items())
+    assert bench.parse_args(["--quick", "--canvases", "1024"]).canvases == [1024]
 
 
 def test_nearest_table_finds_the_same_neighbours(capsys):

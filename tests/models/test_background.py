@@ -5,6 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from common import processes
 from data.cluttered_mnist import digits, placements, render
 from models import background
 from models.bagnet import KERNEL3_BY_RECEPTIVE_FIELD
@@ -32,6 +33,11 @@ def spots(height=70, width=83):
     return images
 
 
+def level_of(active):
+    """The level of a map of active cells (B, h, w)."""
+    return background.Level(active, *background.row_counts([active]))
+
+
 def outcome(model, images, logits):
     """Logits and the gradient of every parameter under a loss that weighs both classes and all images differently."""
     weights = torch.linspace(-1, 2, logits.numel(), dtype=logits.dtype).view_as(logits)
@@ -39,14 +45,15 @@ def outcome(model, images, logits):
     return [logits, *torch.autograd.grad(loss, list(model.parameters()))]
 
 
+@pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize("norm", ["in_aff", "in"])
 @pytest.mark.parametrize("pooling", POOLINGS)
 @pytest.mark.parametrize("field", [9, 33, 177])
-def test_rows_equal_the_plain_network(monkeypatch, field, pooling, norm):
+def test_rows_equal_the_plain_network(monkeypatch, field, pooling, norm, padded):
     monkeypatch.setattr(background, "MOST_ACTIVE", 2)  # for the image without any background
     model = make_network(kernel3=KERNEL3_BY_RECEPTIVE_FIELD[field], pooling=pooling, norm=norm)
     images = spots()
-    rows = outcome(model, images, background.logits(model, images))
+    rows = outcome(model, images, background.logits(model, images, padded))
     plain = outcome(model, images, model.image_logits(model.cnn(images)))
     for ours, theirs in zip(rows, plain, strict=True):
         assert torch.linalg.vector_norm(ours - theirs) <= 1e-9 * (1 + torch.linalg.vector_norm(theirs))
@@ -73,7 +80,7 @@ def test_the_gradient_of_the_background_is_summed_without_losing_digits():
     """In float32, over 608,000 cells."""
     active = torch.zeros(1, 800, 800, dtype=torch.bool)
     active[:, :40] = True
-    level = background.Level(active)
+    level = level_of(active)
     x = torch.zeros(1, level.rows, 2, requires_grad=True)
     gradient = torch.rand(1, 2, 800, 800, generator=torch.Generator().manual_seed(0))
     (found,) = torch.autograd.grad(level.to_grid(x), x, gradient)
@@ -132,18 +139,48 @@ def test_clutter_leaves_most_cells_to_the_background():
     for side in (256, 512):
         n = placements.default_clutter(side)
         layer = bank[rng.randint(0, len(bank), n)], *rng.randint(0, side - 28, (2, n))
-        level = background.Level(torch.from_numpy(render.compose(side, layer))[None] > 0)
+        level = level_of(torch.from_numpy(render.compose(side, layer))[None] > 0)
         assert level.rows < 0.2 * level.cells
 
 
 def test_a_level_accounts_for_every_cell():
-    level = background.Level(spots()[:, 0] > 0)
+    level = level_of(spots()[:, 0] > 0)
     assert (level.weight.sum(dim=1) == level.cells).all()
     x = torch.rand(3, level.rows, 3, dtype=torch.float64)
     kept = level.weight > 0
     kept[2, 0] = False
     back = level.to_rows(level.to_grid(x))
     assert (back[kept] == x[kept]).all()
+
+
+def test_padding_leaves_few_shapes_and_little_waste():
+    """Between 1 % and all of 10,000 cells."""
+    most = 10_001
+    sizes = [background.bucket(rows, most) for rows in range(100, most + 1)]
+    assert len(set(sizes)) <= 22
+    assert all(rows <= size <= min(most, 1.25 * rows + 1) for rows, size in enumerate(sizes, 100))
+    assert background.bucket(1, most) >= 1
+
+
+def test_canvases_of_an_epoch_share_a_few_shapes():
+    """Thirty batches of the paper's density, 128 px: unpadded, hardly two have levels of the same sizes."""
+    bank, rng, side, model = digits.load("digits")["train"].images, np.random.RandomState(0), 128, make_network()
+    shapes = {False: set(), True: set()}
+    n = placements.default_clutter(side)
+    for _ in range(30):
+        layers = [(bank[rng.randint(0, len(bank), n)], *rng.randint(0, side - 28, (2, n))) for _ in range(8)]
+        images = torch.from_numpy(np.stack([render.compose(side, layer) for layer in layers])[:, None] / 255)
+        for padded, found in shapes.items():
+            found.add(tuple(level.rows for level in background.levels_of(model.cnn, images, padded)))
+    assert len(shapes[False]) > 25 and len(shapes[True]) <= 6
+
+
+@pytest.mark.parametrize(("tf32", "sides"), [(False, [256, 1024]), (True, [1024])])
+def test_on_a_gpu_rows_are_taken_where_they_were_faster(monkeypatch, tf32, sides):
+    monkeypatch.setattr(processes, "uses_tf32", lambda: tf32)
+    model, gpu = make_network(), torch.device("cuda:0")
+    taken = [side for side in (64, 128, 256, 1024) if background.applies(model, (8, 1, side, side), gpu)]
+    assert taken == sides
 
 
 @pytest.mark.parametrize("pooling", ["max", "attention"])
