@@ -132,6 +132,13 @@ def test_fewer_images_than_neighbours_leave_cells_empty(tmp_path):
     assert table.match_1.isna().all()
 
 
+def test_a_table_without_an_ending_lies_beside_its_vectors(tmp_path):
+    images = write_images(tmp_path / "images", 3)
+    for _ in range(2):
+        assert find(images, tmp_path / "table")[0] == 0
+    assert (tmp_path / "table").is_file() and (tmp_path / "table.index" / "gallery.npy").is_file()
+
+
 def test_an_index_of_other_weights_is_refused(tmp_path, monkeypatch):
     shrink_networks(monkeypatch)
     images = write_images(tmp_path / "images", 3)
