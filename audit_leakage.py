@@ -184,9 +184,13 @@ def origin_of(data, places: np.ndarray, truth, args):
 
 
 def read_scores(path: Path, queries: list[Images]):
-    """A method's img_path, label and score, and its threshold, None without one. BadInput: not of a split looked up."""
-    if path.stem not in [each.split for each in queries]:
-        raise BadInput(f"--scores {path}: expected {' or '.join(f'{each.split}.csv' for each in queries)}")
+    """Label and score of the images that are looked up, by img_path, and the method's threshold, None without one.
+
+    BadInput: not of a split looked up, or of none of its images.
+    """
+    names = {each.split: each.names for each in queries}
+    if path.stem not in names:
+        raise BadInput(f"--scores {path}: expected {' or '.join(f'{split}.csv' for split in names)}")
     table, beside = read_table(path), path.with_suffix(".json")
     missing = [name for name in ("img_path", "label", "score") if name not in table]
     if missing or table.empty:
@@ -200,7 +204,14 @@ def read_scores(path: Path, queries: list[Images]):
     threshold = read_json(beside).get("threshold") if beside.exists() else None
     if not isinstance(threshold, (int, float, type(None))):
         raise BadInput(f"{beside}: threshold is {threshold!r}, expected a number")
-    return table, threshold
+    known = table[table["img_path"].isin(names[path.stem])]
+    if known.empty:
+        raise BadInput(f"--scores {path}: names none of the images, for example {names[path.stem][0]}")
+    if len(known) < len(table):
+        print(
+            f"--scores {path}: {len(table) - len(known):,} of {len(table):,} rows name no image here and are left out"
+        )
+    return known, threshold
 
 
 def embed_all(queries: list[Images], gallery: Images, reference: Images, network, args, device) -> dict[str, Vectors]:
@@ -266,12 +277,9 @@ def summarise(matches: Matches, vectors: dict[str, Vectors], threshold: float, a
 
 def score(method, found: list[Matches], threshold: float, args) -> dict:
     """A method's scores of images with and without a near-duplicate, joined by the names of the images."""
-    (table, own_threshold), path = method, args.scores
-    matches = next(each for each in found if each.queries.split == path.stem)
+    table, own_threshold = method
+    matches = next(each for each in found if each.queries.split == args.scores.stem)
     flags = dict(zip(matches.queries.names, matches.flagged(threshold, bool(args.verify)).tolist(), strict=True))
-    table = table[table["img_path"].isin(flags)]
-    if table.empty:
-        raise BadInput(f"--scores {path}: names none of the images, for example {matches.queries.names[0]}")
     flagged = table["img_path"].map(flags).to_numpy(bool)
     return audit.score_parts(table["label"].to_numpy(), table["score"].to_numpy(), flagged, own_threshold)
 
@@ -314,8 +322,9 @@ def say_shares(name: str, found: dict) -> None:
     if "copies" in found:
         print(f"{name}: {found['copies']['flagged']:,} of them correlate as copies ({audit.COPY:g} or more)")
     if truth:
-        numbers = {key: value for key, value in truth.items() if isinstance(value, (int, float))}
-        print(f"{name}, truth: " + ", ".join(f"{key.replace('_', ' ')} {value:.4g}" for key, value in numbers.items()))
+        counts = [f"{value:,} {key.replace('_', ' ')}" for key, value in truth.items() if isinstance(value, int)]
+        rates = [f"{key.replace('_', ' ')} {value:.4g}" for key, value in truth.items() if isinstance(value, float)]
+        print(f"{name}, truth: {', '.join(counts + rates)}")
         for key, part in truth["images"].items():
             if part["images"]:
                 print(

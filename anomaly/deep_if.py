@@ -23,7 +23,7 @@ COLUMNS = {"epoch": None, "tiles": None, "seconds": None}
 
 def add_flags(parser) -> None:
     """Declare the embedder, `--layers` and `--gallery`."""
-    embedders.add_flags(parser, "vgg16")
+    embedders.add_flags(parser, "vgg16", ("--vgg_weights", "--inception_weights"), name_aliases=("--vgg",))
     parser.add_argument(
         "--layers",
         help="layers of VGG or InceptionResNetV2 whose averages are joined, as r32,r42; concat: the 11 of the latter "

@@ -20,7 +20,7 @@ COLUMNS = {"epoch": None, "tiles": None, "seconds": None}
 
 def add_flags(parser) -> None:
     """Declare the embedder, `--layer`, `--k` and `--gallery`."""
-    embedders.add_flags(parser, "vgg16")
+    embedders.add_flags(parser, "vgg16", ("--vgg_weights",), name_aliases=("--vgg",))
     parser.add_argument("--layer", default="r42", help="layer of VGG whose features are compared")
     parser.add_argument("--k", type=cli.positive, default=5, help="nearest neighbours whose distances are averaged")
     parser.add_argument("--gallery", type=cli.positive, default=20_000, help="training tiles that are kept at most")

@@ -55,7 +55,12 @@ def add_flags(parser) -> None:
     add("--n_dis", type=cli.positive, default=2, help="steps of the critic, with --adv_weight, before each step")
     add("--lr", type=cli.positive_float, default=1e-3, help="learning rate of Adam")
     add("--val_iter", type=cli.positive, default=1000, help="steps of an epoch, after which it validates and saves")
-    add("--patience", type=cli.natural, default=0, help="end after so many epochs of the last stage without a better")
+    add(
+        "--patience",
+        type=cli.natural,
+        default=0,
+        help="end after so many epochs of the last stage without a better; 0: never",
+    )
     add("--min_delta", type=cli.nonnegative_float, default=0.0, help="by which an epoch must be better")
     add("--finetune_from", type=cli.path, help="best_checkpoint.pth of a run whose weights to start from")
     what = "memory for VGG's features of images that never change"

@@ -4,6 +4,7 @@ import argparse
 import errno
 import multiprocessing
 import os
+import re
 import signal
 import sys
 import threading
@@ -36,12 +37,25 @@ FIRST_LINE, LINES = 8, 30  # seconds until progress is first printed, and betwee
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
-    """Adds the default to every flag's help, except where there is none to speak of."""
+    """Adds the default to every flag's help as one types it, except where there is none to speak of.
+
+    Paragraphs of a description stay apart; one that is indented keeps its lines.
+    """
 
     def _get_help_string(self, action):
-        if action.default is None or action.default is False or action.required:
+        default = action.default
+        if default is None or default is False or action.required:
             return action.help
+        if isinstance(default, (tuple, list)) and "%(default)" not in action.help:
+            return f"{action.help} (default: {(' ' if action.nargs else ',').join(map(str, default))})"
         return super()._get_help_string(action)
+
+    def _fill_text(self, text, width, indent):
+        paragraphs = re.split(r"\n\s*\n", text.strip("\n"))
+        return "\n\n".join(
+            part if part.startswith(" ") else super(HelpFormatter, self)._fill_text(part, width, indent)
+            for part in paragraphs
+        )
 
 
 class ArgumentParser(argparse.ArgumentParser):

@@ -291,9 +291,9 @@ class RunFolder:
         """
         place = self.place(len(self.history) + 1, self.done if step is None else step)
         trouble = f"above {self.limit:g}" if np.isfinite(value) else "not finite"
-        return WorkFailed(
-            f"{place}: {what} {trouble}; {self.advice} in a new --logdir (this one keeps the last good checkpoint)"
-        )
+        saved = (self.logdir / checkpoint.LATEST).exists()
+        kept = " in a new --logdir (this one keeps the last good checkpoint)" if saved else "; nothing was saved yet"
+        return WorkFailed(f"{place}: {what} {trouble}; {self.advice}{kept}")
 
     # --- checkpoints ---
 

@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import io
 from collections import Counter
 from pathlib import Path
 
@@ -60,13 +61,30 @@ def read_image(path: Path) -> np.ndarray:
     else:
         try:
             with open_input(path, MOST_BYTES) as file:
-                plugin = "tifffile" if path.suffix.lower() in (".tif", ".tiff") else "pillow"
-                pixels = iio.imread(file.read(), plugin=plugin)
+                pixels = _decode(file.read(), path.suffix.lower() in (".tif", ".tiff"))
         except BadInput:
             raise
         except Exception as error:  # decoders fail in many ways
-            raise BadInput(f"{path}: not a readable picture: {' '.join(str(error).split())[:120]}") from None
+            reason = " ".join(str(error).split())[:120]
+            if reason.endswith("can not handle the given uri."):  # imageio's, of bytes
+                reason = f"its {path.stat().st_size:,} bytes are of no known format"
+            raise BadInput(f"{path}: not a readable picture: {reason}") from None
     return to_rgb(pixels, path)
+
+
+def _decode(content, is_tiff):
+    """The pixels in a file's bytes; of inks (CMYK), palettes and negatives, whose numbers are no colours, as RGB."""
+    import tifffile
+    from PIL import Image
+
+    if is_tiff:
+        pixels = iio.imread(content, plugin="tifffile")
+        with tifffile.TiffFile(io.BytesIO(content)) as file:
+            plain = file.pages[0].photometric.name in ("MINISBLACK", "RGB", "YCBCR")
+    else:
+        pixels = iio.imread(content, plugin="pillow")
+        plain = pixels.ndim != 3 or pixels.shape[2] != 4 or Image.open(io.BytesIO(content)).mode != "CMYK"
+    return pixels if plain else np.asarray(Image.open(io.BytesIO(content)).convert("RGB"))
 
 
 def to_rgb(pixels: np.ndarray, path: Path | str) -> np.ndarray:

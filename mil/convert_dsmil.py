@@ -1,7 +1,7 @@
 """DSMIL's files of features and this software's lists of bags, one into the other.
 
-mil/convert_dsmil.py import --dataset datasets/NAME/NAME.csv --out bags.csv
-mil/convert_dsmil.py export --bags features/bags.csv --out datasets/NAME
+    mil/convert_dsmil.py import --dataset datasets/NAME/NAME.csv --out bags.csv
+    mil/convert_dsmil.py export --bags features/bags.csv --out datasets/NAME
 
 DSMIL: datasets/NAME/CLASS/SLIDE.csv, a tile a line under a header, four decimals; CLASS.csv and NAME.csv, path,label of
 the bags. A label is the class's place in the alphabet.

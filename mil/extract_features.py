@@ -3,6 +3,7 @@
 mil/extract_features.py --datatype mnist --data_path nmnist_256 --embedder squeezenet --out features/256
 """
 
+import shlex
 import sys
 from pathlib import Path
 
@@ -38,7 +39,8 @@ def main(argv=None):
         found = features.extract_splits(splits, embedders.build(args), args.out, args, device)
     for split, bags in found.items():
         print(f"{split}: {len(bags)} bags, {bags.sizes.sum():,} tiles x {bags.dim}")
-    print(f"features in {args.out}: train_mil.py --datatype features --bags {args.out / 'bags.csv'}")
+    bags = shlex.quote(str(args.out / "bags.csv"))
+    print(f"features in {args.out}: train_mil.py --datatype features --bags {bags}")
 
 
 if __name__ == "__main__":

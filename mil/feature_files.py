@@ -100,8 +100,14 @@ def read(path: Path, label: int) -> Tiles:
     features = features[0] if features.ndim == 3 and len(features) == 1 else features
     if features.ndim != 2 or 0 in features.shape:
         raise BadInput(f"{path}: has no tiles, expected features (n, d), found {features.shape}")
-    if features.dtype.kind != "f" or not np.isfinite(features).all():
-        raise BadInput(f"{path}: expected features that are finite numbers, found NaN, infinities or {features.dtype}")
+    if features.dtype.kind != "f":
+        raise BadInput(f"{path}: expected features of type float, found {features.dtype}")
+    finite = np.isfinite(features)
+    if not finite.all():
+        raise BadInput(
+            f"{path}: expected features that are finite numbers, found {np.count_nonzero(~finite):,} NaN or "
+            f"infinities, the first in tile {int(np.argmin(finite.all(axis=1)))}"
+        )
     n = len(features)
     corners = unplaced(n) if corners is None else np.asarray(corners)
     truth = np.full(n, UNKNOWN if label else 0) if truth is None else np.asarray(truth)

@@ -103,7 +103,9 @@ def sheet(path: Path, bags: Bags, found: rounds.Scores, threshold: float, images
     for label, predicted in OUTCOMES:
         chosen = np.flatnonzero((bags.labels == label) & (predictions == predicted))[:PANELS_PER_ROW]
         panels.append([panel(i, bags, weights[i], probabilities(found.bags)[i], images) for i in chosen.tolist()])
-    pictures.contact_sheet(path, panels, list(OUTCOMES.values()))
+    limit = float(probabilities(np.array([threshold]))[0])
+    titles = [f"{title}\n(p {'≥' if predicted else '<'} {limit:.2f})" for (_, predicted), title in OUTCOMES.items()]
+    pictures.contact_sheet(path, panels, titles)
 
 
 def panel(i: int, bags: Bags, weights: np.ndarray, probability: float, images) -> pictures.Panel:

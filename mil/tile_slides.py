@@ -143,7 +143,10 @@ def shared_among_splits(jobs: list[TilingJob], seed: int) -> list[TilingJob]:
     """The jobs with a split each; where some have none, all are shared anew, each class alike."""
     if all(job.split for job in jobs):
         return jobs
-    splits = folds.share_out([job.label for job in jobs], SHARES, seed)
+    try:
+        splits = folds.share_out([job.label for job in jobs], SHARES, seed)
+    except BadInput as error:
+        raise BadInput(f"{error}; more slides, or a column split in --label_path") from None
     return [replace(job, split=split) for job, split in zip(jobs, splits, strict=True)]
 
 

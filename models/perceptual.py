@@ -178,7 +178,8 @@ def read_statistics(path: Path, perceptual: Perceptual) -> None:
     arrays = _read_npz(path)
     found, wanted = arrays.get("weights_sha256"), perceptual.facts["weights_sha256"]
     if str(found) != str(wanted):
-        raise BadInput(f"--vgg_stats {path}: of weights {str(found)[:8]}, but VGG has {str(wanted)[:8]}")
+        found, wanted = ("random" if str(digest) == "None" else str(digest)[:8] for digest in (found, wanted))
+        raise BadInput(f"--vgg_stats {path}: measured with weights {found}, but VGG has {wanted}")
     for tap, n in perceptual.vgg.channels.items():
         pair = [arrays.get(f"{tap}_{name}") for name in ("mean", "std")]
         if any(a is None or a.shape != (n,) or a.dtype != np.float32 or not np.isfinite(a).all() for a in pair):

@@ -4,6 +4,7 @@ Each picture is divided across its longer side, a strip for each split: tiles of
 Writes train/, valid/ and test/{picture}_{y}_{x}.png; what is there already is left as it is.
 """
 
+import shlex
 import sys
 from pathlib import Path
 
@@ -63,8 +64,9 @@ def main(argv=None):
     if empty:
         raise BadInput(f"--image: fewer than two tiles of {args.size} px for {', '.join(empty)}; take a smaller --size")
     print(f"tiles in {args.out}: " + ", ".join(f"{n} {name}" for name, n in counts.items()))
-    folders = f"--train_path {args.out / 'train'} --valid_path {args.out / 'valid'} --synth_valid"
-    print(f"next: python train_retrieval.py {folders} --base autoencoder --logdir runs/{args.out.name}")
+    flags = ["--train_path", args.out / "train", "--valid_path", args.out / "valid", "--synth_valid"]
+    flags += ["--base", "autoencoder", "--logdir", f"runs/{args.out.name}"]
+    print(f"next: python train_retrieval.py {shlex.join(map(str, flags))}")
 
 
 def read(path: Path) -> np.ndarray:

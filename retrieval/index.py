@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 
 from common import cli, processes
 from common.errors import BadInput
-from common.files import check_target, make_folder, open_npy, read_json, write_json
+from common.files import check_target, is_whole, make_folder, read_json, write_json
 from common.nearest import k_nearest
 from data import loaders
 
@@ -176,12 +176,7 @@ def _open(path, book, shape, identity):
                 f"{book}: index of other {', '.join(other)} than asked for; choose another folder or remove this one"
             )
         done, problems = found.get("done"), found.get("problems")
-        if (
-            open_npy(path).shape == shape
-            and isinstance(done, int)
-            and isinstance(problems, dict)
-            and 0 <= done <= shape[0]
-        ):
+        if is_whole(path, shape) and isinstance(done, int) and isinstance(problems, dict) and 0 <= done <= shape[0]:
             return np.lib.format.open_memmap(path, mode="r+"), done, {int(i): str(why) for i, why in problems.items()}
     return np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=shape), 0, {}
 

@@ -26,7 +26,9 @@ def parse_args(argv=None):
     networks.add_flags(parser)
     parser.add_argument("--k", type=cli.positive, default=5, help="neighbours of an image")
     parser.add_argument("--orientations", type=int, choices=(1, 8), default=1, help="8: flip and turn queries too")
-    parser.add_argument("--index", type=cli.path, help="folder of the vectors (default: OUT without its ending)")
+    parser.add_argument(
+        "--index", type=cli.path, help="folder of the vectors (default: OUT without its ending, else OUT.index)"
+    )
     parser.add_argument("--out", "-o", "--o", dest="out", type=cli.path, default=Path("out.csv"), help="table to write")
     loaders.add_flags(parser)
     processes.add_flags(parser)
@@ -39,8 +41,8 @@ def main(argv=None):
     folders = {"gallery": (args.folder, "--folder"), "queries": (args.query or args.folder, "--query")}
     views = {name: pairs.Views(pairs.open_pictures(*each, args.filetype)) for name, each in folders.items()}
     network = networks.load(args).to(device)
-    kept = make_folder(args.index or args.out.with_suffix(""))
     check_target(args.out)
+    kept = make_folder(args.index or (args.out.with_suffix("") if args.out.suffix else args.out.with_suffix(".index")))
     vectors = {}
     with lock.held(kept, "--index"):
         for name in ("gallery", "queries") if args.query or args.orientations > 1 else ("gallery",):

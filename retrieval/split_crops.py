@@ -75,8 +75,6 @@ def divide(groups: np.ndarray, labels: np.ndarray, fractions: tuple[float, ...],
 
 def group(origin, labels: np.ndarray, by: str) -> np.ndarray:
     """(N,) number of each crop's centre, slide, lesion, or of itself. BadInput names a crop without one."""
-    import pandas as pd
-
     if by == "random":
         return np.arange(len(labels))
     columns = {"centre": ["centre"], "slide": ["slide"], "lesion": ["slide", "lesion"]}[by]
@@ -85,8 +83,8 @@ def group(origin, labels: np.ndarray, by: str) -> np.ndarray:
         missing["lesion"] &= labels == 1
     if missing.any(axis=None):
         where = origin.index[missing.any(axis=1).argmax()]
-        raise BadInput(f"--by {by}: {where}: not known, neither by its name nor by a crops.csv beside it")
-    return pd.factorize(origin[columns].astype(str).sum(axis=1))[0]
+        raise BadInput(f"--by: {where}: its {by} is not known, neither by its name nor by a crops.csv beside it")
+    return origin.groupby(columns, dropna=False, sort=False).ngroup().to_numpy()
 
 
 def clusters(args, crops, slides: np.ndarray) -> np.ndarray:

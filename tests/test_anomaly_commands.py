@@ -196,3 +196,12 @@ def test_files_that_are_not_of_scoring_stay(run):
     with pytest.raises(BadInput, match=r"notes\.txt: not of this command"):
         score(run, "--stride", 5)
     stranger.unlink()
+
+
+@pytest.mark.parametrize(
+    ("method", "alias"), [("dpa", "--vgg_weights"), ("deep_knn", "--vgg_weights"), ("deep_if", "--inception_weights")]
+)
+def test_weights_have_one_meaning_under_all_their_names(tmp_path, method, alias):
+    flags = ["--method", method, "--photos", str(tmp_path), "--logdir", str(tmp_path / "run"), "--vgg", "vgg16"]
+    args = train_anomaly.parse_args([*flags, alias, "random"])
+    assert (args.embedder, args.embedder_weights) == ("vgg16", "random")

@@ -105,8 +105,20 @@ def test_a_method_is_scored_with_and_without_near_duplicates(crops, tmp_path):
     assert found["with_near_duplicate"]["accuracy"] == 1 and found["without"]["accuracy"] == 0
     assert found["all"]["images"] == len(test)
     scores.assign(img_path="other").to_csv(tmp_path / "scores" / "test.csv", index=False)
-    with pytest.raises(BadInput, match="names none of the images"):
-        run(tmp_path / "audit", *flags, "--scores", tmp_path / "scores" / "test.csv")
+    with pytest.raises(BadInput, match="names none of the images"):  # before anything is embedded
+        run(tmp_path / "new", *flags, "--scores", tmp_path / "scores" / "test.csv")
+    assert not (tmp_path / "new").exists()
+
+
+def test_scores_of_images_that_are_not_looked_up_are_counted(crops, tmp_path, capsys):
+    names = [f"test/{i}.npy" for i in range(3)] + run(tmp_path, *crops.flags)[2].query("split == 'test'")[
+        "query"
+    ].unique().tolist()
+    table = pd.DataFrame({"img_path": names, "label": 0, "score": 0.5})
+    table.to_csv(tmp_path / "test.csv", index=False)
+    found = run(tmp_path, *crops.flags, "--scores", tmp_path / "test.csv")[1]["scores"]
+    assert found["all"]["images"] == len(names) - 3
+    assert f"3 of {len(names)} rows name no image here" in capsys.readouterr().out
 
 
 @pytest.fixture(scope="module")

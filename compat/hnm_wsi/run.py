@@ -65,9 +65,10 @@ def main(argv=None):
             raise BadInput(f"--{name}: missing, expected {expected.get(name, 'a file of weights, imagenet or random')}")
     if args.comet_api_key:
         os.environ[tracker.KEY] = args.comet_api_key
+    rows = hnm_layout.bags_of(args.root_dir, args.labelroot, args.seed)
     logdir = make_folder(args.model_save_root / args.expname)
     bags = logdir / "bags.csv"
-    bag_list.write(bags, hnm_layout.bags_of(args.root_dir, args.labelroot, args.seed))
+    bag_list.write(bags, rows)
     flags = translate(args, logdir, bags)
     sys.argv = ["mil/finetune.py", *flags]  # which config.json holds: without the key
     finetune.main(flags)

@@ -119,7 +119,9 @@ def read_splits(path: Path, listed: dict[str, dict[str, list[str]]]) -> dict[str
         if flags[label] not in listed:
             continue
         if name not in left[flags[label]]:
-            raise BadInput(f"--splits {path}, line {line}: {name} is named twice or no crop of --{flags[label]}")
+            there = any(name in names for names in listed[flags[label]].values())
+            wrong = "is named twice" if there else f"is no crop of --{flags[label]}"
+            raise BadInput(f"--splits {path}, line {line}: {name} {wrong}")
         left[flags[label]].remove(name)
         divided[flags[label]][split].append(name)
     return {flag: {split: sorted(names) for split, names in parts.items()} for flag, parts in divided.items()}

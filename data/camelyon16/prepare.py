@@ -31,7 +31,7 @@ MOST_LINES = 20  # problems that are named
 
 
 def parse_args(argv=None):
-    parser = cli.ArgumentParser(description=f"{__doc__} {_listing()}")
+    parser = cli.ArgumentParser(description=f"{__doc__}\n{_listing()}")
     parser.add_argument("steps", nargs="+", metavar="STEP", help="1 to 9, or all")
     parser.add_argument("--root", type=cli.path, default=Path(), help="folder of CAMELYON16, and of what is made of it")
     parser.add_argument("--seed", type=cli.natural, default=0, help="decides which patches of a slide are kept")
@@ -58,7 +58,7 @@ def parse_args(argv=None):
 
 
 def _listing():
-    return "; ".join(f"{number} {step.summary}" for number, step in STEPS.items())
+    return "\n".join(f"    {number} {step.summary}" for number, step in STEPS.items())
 
 
 def _chosen(words):

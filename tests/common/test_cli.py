@@ -208,3 +208,15 @@ def test_a_flag_of_yes_or_no_takes_nothing_else(capsys):
         parser.parse_args(["--flag", "maybe"])
     assert "expected yes or no, got 'maybe'" in capsys.readouterr().err
     assert "(default: yes)" in parser.format_help()
+
+
+def test_help_shows_defaults_as_one_types_them_and_keeps_paragraphs_apart():
+    parser = cli.ArgumentParser(
+        description="What it is.\n\nOf which\nthere is more.\n\n    an.py  a line\n    as it is\n"
+    )
+    parser.add_argument("--dims", type=str, default=(4, 8), help="channels")
+    parser.add_argument("--shares", nargs=3, default=(0.6, 0.2, 0.2), help="of the whole")
+    text = parser.format_help()
+    assert "channels (default: 4,8)" in text
+    assert "of the whole (default: 0.6 0.2 0.2)" in text
+    assert "What it is.\n\nOf which there is more.\n\n    an.py  a line\n    as it is\n" in text

@@ -149,6 +149,13 @@ def test_a_sum_that_is_not_finite_stops_the_run_with_its_name_and_step(tmp_path,
     assert checkpoint.load(tmp_path / checkpoint.LATEST)["epoch"] == 1
 
 
+def test_no_checkpoint_is_said_to_be_kept_where_none_was_saved(tmp_path, monkeypatch):
+    monkeypatch.setattr(Trio, "step", lambda trio: torch.full((len(PARTS),), torch.nan, dtype=torch.float64))
+    with pytest.raises(WorkFailed, match=r"epoch 1, step 1: the \w+ is not finite; lower the rate; nothing was saved"):
+        run(tmp_path)
+    assert not (tmp_path / checkpoint.LATEST).exists()
+
+
 def test_what_was_saved_at_an_epochs_end_outlasts_a_kill_there(whole, tmp_path):
     class Killed(Exception):
         """Nothing sees to the folder any more."""

@@ -138,6 +138,7 @@ def test_wrong_input_is_one_line_and_exit_code_2(slides, tmp_path, monkeypatch, 
     lines = [line for line in capsys.readouterr().err.splitlines() if "--gpuid" not in line]
     assert len(lines) == 1
     assert said in lines[0]
+    assert "bag_reference" not in said or list(tmp_path.iterdir()) == [slides]  # no run folder without bags
 
 
 @pytest.mark.parametrize(

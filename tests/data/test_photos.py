@@ -4,6 +4,8 @@ import pickle
 import imageio.v3 as iio
 import numpy as np
 import pytest
+import tifffile
+from PIL import Image
 from scipy.io import savemat
 
 from common.errors import BadInput
@@ -31,12 +33,28 @@ def test_grey_is_repeated_alpha_dropped_and_sixteen_bits_become_eight(tmp_path):
     np.testing.assert_array_equal(read_image(tmp_path / "alpha.png"), RGB)
 
 
+@pytest.mark.parametrize("ending", [".jpg", ".tif"])
+def test_inks_are_shown_as_colours(tmp_path, ending):
+    red = np.full((32, 32, 3), (200, 40, 30), np.uint8)
+    Image.fromarray(red).convert("CMYK").save(tmp_path / f"a{ending}")
+    assert np.abs(read_image(tmp_path / f"a{ending}").astype(int) - red).max() < 6
+
+
+def test_a_palettes_colours_and_a_negatives_greys_are_those_that_show(tmp_path):
+    Image.fromarray(RGB).quantize(8).save(tmp_path / "palette.tif")
+    shown = np.asarray(Image.fromarray(RGB).quantize(8).convert("RGB"))
+    np.testing.assert_array_equal(read_image(tmp_path / "palette.tif"), shown)
+    tifffile.imwrite(tmp_path / "negative.tif", 255 - RGB[..., 0], photometric="miniswhite")
+    np.testing.assert_array_equal(read_image(tmp_path / "negative.tif")[..., 1], RGB[..., 0])
+
+
 @pytest.mark.parametrize("content", [b"", b"not a picture", b"\x89PNG\r\n\x1a\n", b"BM" + bytes(60)])
 @pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.tif", "a.bmp", "a.npy"])
 def test_what_is_no_picture_is_named(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(BadInput, match=name):
+    with pytest.raises(BadInput, match=name) as refused:
         read_image(tmp_path / name)
+    assert "uri" not in str(refused.value)
 
 
 @pytest.mark.parametrize("array", [np.zeros((4, 4, 7), np.uint8), np.zeros((0, 4), np.uint8), np.full((4, 4), np.nan)])

@@ -92,8 +92,8 @@ def test_a_file_of_another_format_is_named_with_those_that_are_read(tmp_path):
     [
         ({"features": np.zeros((0, 3))}, "has no tiles"),
         ({"features": np.zeros(3)}, r"expected features \(n, d\), found \(3,\)"),
-        ({"features": np.array([[np.nan, 1.0]])}, "finite numbers, found NaN"),
-        ({"features": np.zeros((2, 3), int)}, "found NaN, infinities or int64"),
+        ({"features": np.array([[np.nan, 1.0]])}, "finite numbers, found 1 NaN or infinities, the first in tile 0"),
+        ({"features": np.zeros((2, 3), int)}, "features of type float, found int64"),
         ({"features": FEATURES, "tile": CORNERS[:3]}, r"4 features with places \(3, 2\)"),
         ({"features": FEATURES, "truth": [0, 1, 2, 0]}, r"expected \(4, 2\) and \(4,\) of 1, 0 or -1"),
         ({"vectors": FEATURES}, "expected an array called features"),

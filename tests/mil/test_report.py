@@ -82,6 +82,14 @@ def test_a_split_leaves_table_scores_maps_and_a_sheet(written):
     assert scores["localization_ap"] > scores["localization_ap_chance"]
 
 
+def test_the_sheet_says_from_which_probability_a_bag_is_positive(written, tmp_path, monkeypatch):
+    _, bags, found, _ = written
+    titles = []
+    monkeypatch.setattr(report.pictures, "contact_sheet", lambda path, panels, said: titles.extend(said))
+    report.sheet(tmp_path / "sheet.png", bags, found, 2.0, None)  # a logit; its sigmoid is .88
+    assert titles[0] == "true positives\n(p ≥ 0.88)" and titles[2] == "false negatives\n(p < 0.88)"
+
+
 def test_the_sheet_tints_the_instances_that_score_highest():
     bags, weights = four_tiles([[0, 0, 1, 0]]), np.array([0.0, 0.0, 1.0, 0.5])
     picture = report.panel(0, bags, weights, 0.5, None).image

@@ -147,6 +147,13 @@ def test_slides_without_power_class_or_label_are_named(folder):
         run(folder)
 
 
+def test_too_few_slides_to_share_are_said_with_the_ways_out(folder):
+    for path in (folder / "wsi" / "benign").glob("b[1-9].tif"):
+        path.unlink()
+    with pytest.raises(BadInput, match=r"1 bags of label 0: too few .* or a column split in --label_path"):
+        run(folder)
+
+
 def test_a_real_slide_region():
     path = Path(os.environ.get("CAMELYON_FIXTURES", "")) / "CMU-1-Small-Region.svs"
     if not path.exists():

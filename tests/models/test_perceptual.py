@@ -100,7 +100,7 @@ def test_statistics_that_do_not_fit_are_named(tmp_path):
     path = tmp_path / "stats.npz"
     args = argparse.Namespace(vgg_stats=path)
     perceptual.write_statistics(path, perceptual.measure(network.vgg, [images]), "vgg16", "0123456789abcdef")
-    with pytest.raises(BadInput, match=r"stats\.npz: of weights 01234567, but VGG has None"):
+    with pytest.raises(BadInput, match=r"stats\.npz: measured with weights 01234567, but VGG has random"):
         network.set_statistics(args, [])
     perceptual.write_statistics(path, {"r11": perceptual.measure(network.vgg, [images])["r12"]}, "vgg16", None)
     with pytest.raises(BadInput, match="layer r12"):

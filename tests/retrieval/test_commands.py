@@ -1,6 +1,7 @@
 """evaluate_pairs.py, retrieve.py and cut_tiles.py as a user runs them: results, second runs and wrong input."""
 
 import json
+import shlex
 
 import numpy as np
 import pandas as pd
@@ -9,6 +10,7 @@ import torch
 from PIL import Image
 from sklearn.metrics import auc
 
+import train_retrieval
 from common import checkpoint
 from common.errors import BadInput
 from models.paired_autoencoder import PairedAutoencoder
@@ -132,6 +134,13 @@ def test_fewer_images_than_neighbours_leave_cells_empty(tmp_path):
     assert table.match_1.isna().all()
 
 
+def test_a_table_without_an_ending_lies_beside_its_vectors(tmp_path):
+    images = write_images(tmp_path / "images", 3)
+    for _ in range(2):
+        assert find(images, tmp_path / "table")[0] == 0
+    assert (tmp_path / "table").is_file() and (tmp_path / "table.index" / "gallery.npy").is_file()
+
+
 def test_an_index_of_other_weights_is_refused(tmp_path, monkeypatch):
     shrink_networks(monkeypatch)
     images = write_images(tmp_path / "images", 3)
@@ -174,6 +183,15 @@ def test_tiles_of_different_splits_never_overlap(tmp_path):
     y, x = map(int, found["test"][0].removesuffix(".png").split("_")[1:])
     tile = np.asarray(Image.open(tmp_path / "tiles" / "test" / found["test"][0]))
     np.testing.assert_array_equal(tile, tissue(0, 0, 512)[y : y + 64, x : x + 64])
+
+
+def test_the_next_command_can_be_pasted_whatever_the_folders_name(tmp_path, capsys):
+    Image.fromarray(tissue(0, 0, 512)).save(tmp_path / "a.png")
+    flags = ["--image", tmp_path / "a.png", "--out", tmp_path / "my tiles", "--size", 64]
+    cut_tiles.main([*map(str, flags)])
+    words = shlex.split(capsys.readouterr().out.split("train_retrieval.py ")[1])
+    args = train_retrieval.parse_args(words)
+    assert args.train_path == tmp_path / "my tiles" / "train" and args.valid_path.is_dir()
 
 
 def test_background_is_no_tile_and_too_small_a_picture_is_said_to_be(tmp_path):

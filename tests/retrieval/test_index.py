@@ -1,5 +1,6 @@
 import argparse
 import json
+import os
 
 import numpy as np
 import pytest
@@ -69,6 +70,14 @@ def test_interrupted_it_continues_and_given_again_it_reads_nothing_new(tmp_path)
     before = data.read
     embed(path, data)
     assert data.read <= before + 1  # the first image tells the shape
+
+
+@pytest.mark.parametrize("size", [0, 100, 200])  # none, a part of the header, of the numbers
+def test_vectors_that_a_power_cut_left_without_their_numbers_are_made_again(tmp_path, size):
+    data = Noise()
+    whole = embed(tmp_path / "a.npy", data).array.copy()
+    os.truncate(tmp_path / "a.npy", size)
+    np.testing.assert_array_equal(embed(tmp_path / "a.npy", data).array, whole)
 
 
 def test_an_index_of_other_weights_or_data_is_refused(tmp_path):
