@@ -353,11 +353,12 @@ def test_the_nine_scripts_are_the_steps_of_the_preparation(monkeypatch):
 
 def test_folds_and_resize_are_passed_on(monkeypatch):
     folder = HERE / "anomaly_detection/utils/preprocessing"
-    for name in ("cifar10", "svhn", "camelyon16"):
+    for name, usual in (("cifar10", ["-i", "data/cifar10"]), ("svhn", ["-i", "data/svhn"]), ("camelyon16", [])):
         script = folder / "create_folds" / f"{name}.py"
-        assert called(monkeypatch, script, "data.folds.main", "-n", "3") == [[name, "-n", "3"]]
+        assert called(monkeypatch, script, "data.folds.main", "-n", "3") == [[name, *usual, "-n", "3"]]
     assert called(monkeypatch, folder / "create_folds/nih.py", "data.nih.main", "-o", "x") == [["folds", "-o", "x"]]
-    assert called(monkeypatch, folder / "nih_resize.py", "data.nih.main", "-i", "x") == [["resize", "-i", "x"]]
+    usual = ["-i", "data/data/nih", "-o", "data/data/nih_300"]
+    assert called(monkeypatch, folder / "nih_resize.py", "data.nih.main", "-i", "x") == [["resize", *usual, "-i", "x"]]
 
 
 def test_experiments_are_passed_on(monkeypatch):

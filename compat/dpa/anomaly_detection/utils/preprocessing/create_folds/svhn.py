@@ -1,4 +1,4 @@
-"""What `data/folds.py svhn` does, whose flags it takes."""
+"""What `data/folds.py svhn` does, whose flags it takes; `-i` is the root of the examples if not given."""
 
 import sys
 from pathlib import Path
@@ -9,4 +9,4 @@ from common import cli
 from data import folds
 
 if __name__ == "__main__":
-    cli.run(lambda: folds.main(["svhn", *sys.argv[1:]]))
+    cli.run(lambda: folds.main(["svhn", "-i", "data/svhn", *sys.argv[1:]]))
