@@ -1,8 +1,6 @@
 """train_anomaly.py and score_anomaly.py as a user types them: run, run twice, stopped, elsewhere, on wrong input."""
 
 import json
-import os
-import signal
 
 import imageio.v3 as iio
 import numpy as np
@@ -83,7 +81,7 @@ def test_stopped_scoring_goes_on_where_it_was(run, monkeypatch):
     def stopping(table, row):
         add(table, row)
         if row["img"] == 7:
-            os.kill(os.getpid(), signal.SIGINT)
+            raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
         patch.setattr(GrowingTable, "add", stopping)
