@@ -164,7 +164,7 @@ def run(main) -> None:
     except KeyboardInterrupt:
         code = _complain("interrupted; the same command continues", 130)
     except (signals.Terminated, Exception) as error:
-        if not signals.terminating() and not isinstance(error, signals.Terminated):
+        if not signals.State.terminating and not isinstance(error, signals.Terminated):
             raise
         code = _complain("terminated; the same command continues", 143)
     finally:
@@ -200,7 +200,7 @@ def _exit_code(main):
         if "is killed by signal: Terminated" in str(error):  # a loader process was told before this one
             raise signals.Terminated from None
         message = shortage(error)
-        if message and not signals.terminating():
+        if message and not signals.State.terminating:
             return _complain(message, 1)
         if isinstance(error, OSError):
             return _os_error(error)

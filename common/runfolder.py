@@ -300,7 +300,7 @@ class RunFolder:
     def _save_if_due_or_asked(self):
         """Between two steps: save when it is time to, or when a signal asks the processes to stop, and then stop."""
         due = time.monotonic() - self.written > 60 * self.args.checkpoint_minutes
-        wish = processes.max_over_processes(signals.pending() or (DUE if due else NOTHING))
+        wish = processes.max_over_processes(signals.State.pending or (DUE if due else NOTHING))
         if wish == DUE:
             self._read_sums()
             self.events.flush()

@@ -18,28 +18,20 @@ class Terminated(BaseException):
 INTERRUPTS = (KeyboardInterrupt, Terminated)
 
 
-class _State:
+class State:
+    """What is to be read elsewhere, but changed here alone."""
+
     process: int | None = None  # the one that is to be told, not those forked from it
-    terminating = False  # whether Terminated was raised
+    terminating = False  # Terminated was raised
     deferring = False
-    pending = 0  # the first signal that arrived while deferring
+    pending = 0  # the first signal that arrived while deferring, or none
     last_seen = -REPEAT  # when a signal was last acted on, by the monotonic clock
 
 
 def install(number: int):
     """Let `_receive` handle a signal of this process; returns the handler before it."""
-    _State.process, _State.terminating, _State.last_seen = os.getpid(), False, -REPEAT
+    State.process, State.terminating, State.last_seen = os.getpid(), False, -REPEAT
     return signal.signal(number, _receive)
-
-
-def pending() -> int:
-    """The number of the signal that waits, 0 without one."""
-    return _State.pending
-
-
-def terminating() -> bool:
-    """Whether the process has been told to end."""
-    return _State.terminating
 
 
 @contextlib.contextmanager
@@ -49,45 +41,45 @@ def deferred(*names: str):
     if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:  # as in a shell's background jobs
         numbers.add(signal.SIGINT)
     before = {number: install(number) for number in numbers}
-    _State.deferring, _State.pending = True, 0
+    State.deferring, State.pending = True, 0
     try:
         yield
     finally:
-        _State.deferring = False
+        State.deferring = False
         for number, handler in before.items():
             signal.signal(number, handler or signal.SIG_DFL)
 
 
 def release() -> None:
     """Within `deferred`, let signals end the work at once, also one that is pending."""
-    _State.deferring = False
-    if _State.pending:
-        raise_for(_State.pending)
+    State.deferring = False
+    if State.pending:
+        raise_for(State.pending)
 
 
 def defer() -> None:
     """Let signals wait again after `release`."""
-    _State.deferring = True
+    State.deferring = True
 
 
 def raise_for(number: int) -> None:
     """Raise what a signal means: KeyboardInterrupt or Terminated."""
-    _State.last_seen = time.monotonic()
+    State.last_seen = time.monotonic()
     if number == signal.SIGINT:
         raise KeyboardInterrupt
-    _State.terminating = True
+    State.terminating = True
     signal.signal(signal.SIGCHLD, lambda *_: None)  # else torch reports that its loader processes were told too
     raise Terminated
 
 
 def _receive(number, frame):
-    if os.getpid() != _State.process:  # just forked
+    if os.getpid() != State.process:  # just forked
         signal.signal(number, signal.SIG_DFL)
         os.kill(os.getpid(), number)
-    elif time.monotonic() - _State.last_seen < REPEAT:
+    elif time.monotonic() - State.last_seen < REPEAT:
         pass
-    elif _State.deferring and not _State.pending:
-        _State.pending, _State.last_seen = number, time.monotonic()
+    elif State.deferring and not State.pending:
+        State.pending, State.last_seen = number, time.monotonic()
     else:
         raise_for(number)
 
@@ -106,5 +98,5 @@ def resend_if_swallowed(unraisable) -> None:
     if number is None:
         sys.__unraisablehook__(unraisable)
     else:
-        _State.last_seen = -REPEAT
+        State.last_seen = -REPEAT
         threading.Timer(0.1, os.kill, (os.getpid(), number)).start()
