@@ -80,13 +80,13 @@ def run_one(data: Path, children: Children, folders: str, by: str, seed: int, ep
 
 
 def draw(rows: list[dict], path: Path) -> None:
-    """Write test accuracy and the share that the audit flags: bars of the means over seeds, a dot for each seed."""
+    """Write test accuracy and the share that the audit flags: a line at the mean over seeds, a dot for each seed."""
     canvas = Figure(figsize=(7.2, 3.4), dpi=110, layout="constrained")
     panels = {"test_acc": "test accuracy", "flagged": "test crops that the audit flags"}
     for axis, (column, label) in zip(canvas.subplots(1, 2), panels.items(), strict=True):
         for at, by in enumerate(BY):
             values = np.array([row[column] for row in rows if row["by"] == by])
-            axis.bar(at, values.mean(), 0.6, color="#9ecae1")
+            axis.hlines(values.mean(), at - 0.3, at + 0.3, color="#0072b2", linewidth=3)
             axis.plot(np.full(len(values), at), values, "o", color="black", markersize=4)
             axis.annotate(f"{values.mean():.3f}", (at, values.max() + 0.03), ha="center", fontsize=8)
         axis.set_xticks(range(len(BY)), [f"by {by}" if by != "random" else "at random" for by in BY])
