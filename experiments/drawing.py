@@ -11,7 +11,7 @@ from matplotlib.figure import Figure as Canvas
 from matplotlib.lines import Line2D
 
 from common.files import atomic_open, make_folder, make_subfolder
-from experiments.figures import LABELS, Figure, View
+from experiments.figures import LABELS, PAPER, Figure, View
 from experiments.results import LEVELS, smallest_sets, validation_means
 from models.needle import POOLINGS
 
@@ -30,8 +30,9 @@ def select(table, view: View):
 def means(table, view: View):
     """Columns x, hue, mean, sd, runs, fitted, hollow: the mean over the runs of a point that fit the training data.
 
-    Where none fits the point is hollow: an accuracy is then the random one, anything else the mean of all runs
-    (epochs that did not suffice where it counts epochs). Where runs are counted, the mean is their number.
+    Where none fits the point is hollow: an accuracy at Pawlowski 2019's setting is then the random one, as there,
+    anything else the mean of all runs (epochs that did not suffice where it counts epochs). Where runs are counted, the
+    mean is their number.
     """
     found = []
     for (x, hue), rows in table.groupby([view.x, view.hue or "data"]):
@@ -39,7 +40,7 @@ def means(table, view: View):
         shown = rows if fitted.empty else fitted
         values = shown["epochs" if fitted.empty and view.metric == "epochs_to_fit" else view.metric]
         mean, sd = values.mean(), values.std(ddof=1) if len(values) > 1 else np.nan
-        if fitted.empty and view.metric.endswith("_acc"):
+        if fitted.empty and view.metric.endswith("_acc") and (rows["setting"] == PAPER.label).all():
             mean = CHANCE
         if view.kind == "count":
             mean = len(fitted)
