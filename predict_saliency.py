@@ -149,7 +149,9 @@ class MapFolder:
         except (ValueError, RecursionError):
             rows = [{}]
         files = [self.part / f"{kind}_{i}.npy" for i in range(len(rows)) for kind in ("sal", "pred")]
-        if not all(_is_row(row, i) for i, row in enumerate(rows)) or not all(map(is_whole, files)):
+        if not all(_is_row(row, i) for i, row in enumerate(rows)) or not all(
+            is_whole(path, (None, None)) for path in files
+        ):
             rows = []
         kept = len(rows) // batch_size * batch_size
         with atomic_open(path, "w") as file:

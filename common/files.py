@@ -87,12 +87,17 @@ def open_npy(path: Path, advice: str = "") -> np.ndarray:
         raise BadInput(f"{path}: {reason}{advice and f'; {advice}'}") from None
 
 
-def is_whole(path: Path, shape: tuple[int, ...] | None = None) -> bool:
-    """Whether a .npy file has all its numbers, and the shape if one is given; a power cut may leave it without."""
+def is_whole(path: Path, shape: tuple[int | None, ...], dtype=None) -> bool:
+    """Whether a .npy file has all its numbers, nothing after them, the shape (None: any length) and the type, if given.
+
+    A power cut may leave one cut short, or all zeros.
+    """
     try:
-        return shape in (None, open_npy(path).shape)
+        array = open_npy(path)
     except (BadInput, OSError):
         return False
+    fits = array.ndim == len(shape) and all(n in (None, found) for n, found in zip(shape, array.shape, strict=True))
+    return fits and dtype in (None, array.dtype) and path.stat().st_size == array.offset + array.nbytes
 
 
 def check_target(path: Path) -> None:

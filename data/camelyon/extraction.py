@@ -207,7 +207,7 @@ def _record(job, folder, args):
 def _are_whole(rows, folder, side):
     """Whether all crops of a slide, and the lesion masks of positives, are there."""
     shapes = {name: (side, side) if name.endswith("_seg.npy") else (side, side, 3) for name in _files_of(rows)}
-    return all(is_whole(folder / name, shape) for name, shape in shapes.items())
+    return all(is_whole(folder / name, shape, np.uint8) for name, shape in shapes.items())
 
 
 def _files_of(rows):

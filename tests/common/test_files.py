@@ -125,10 +125,12 @@ def test_a_header_of_gigabytes_is_not_read(tmp_path):
 
 def test_an_array_cut_short_or_of_another_shape_is_not_whole(tmp_path):
     path = tmp_path / "map.npy"
-    assert not files.is_whole(path)
+    assert not files.is_whole(path, (3, 4))
     files.write_npy(path, np.ones((3, 4), np.float32))
-    assert files.is_whole(path) and files.is_whole(path, (3, 4)) and not files.is_whole(path, (4, 3))
+    assert files.is_whole(path, (3, 4), np.float32) and files.is_whole(path, (None, 4))
+    assert not any(files.is_whole(path, shape) for shape in ((4, 3), (None,), (3, 4, 1)))
+    assert not files.is_whole(path, (3, 4), np.uint8)
     content = path.read_bytes()
-    for rest in (content[:-1], content[:40], bytes(len(content)), b""):
-        path.write_bytes(rest)
-        assert not files.is_whole(path)
+    for damaged in (content[:-1], content + b"0", content[:40], bytes(len(content)), b""):
+        path.write_bytes(damaged)
+        assert not files.is_whole(path, (3, 4))
