@@ -318,7 +318,7 @@ def evaluate_splits(learner: Learner, loaders: Loaders, run: RunFolder, everythi
 def split_scores(split: str, learner: Learner, loaders: Loaders, run: RunFolder) -> dict[str, float]:
     """A split's scores, named as in stats.csv. WorkFailed when the network computes infinities."""
     loader = loaders.evaluation[split]
-    batches = processes.first_progress(loader, len(loader), f"evaluating {split}", "batch")
+    batches = processes.progress_on_rank_0(loader, len(loader), f"evaluating {split}", "batch")
     try:
         scores = evaluate(learner.model, batches, learner.device, learner.precision)
     except OutputsNotFinite:

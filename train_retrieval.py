@@ -264,7 +264,7 @@ def validate(learner: Learner, loader, run: RunFolder) -> dict[str, float]:
     """The validation pairs' scores. The loss depends on the batch, so that the pairs left over are not counted."""
     learner.network.eval()
     vectors = []
-    for views in processes.first_progress(loader, len(loader), "validating", "batch"):
+    for views in processes.progress_on_rank_0(loader, len(loader), "validating", "batch"):
         views = [view.to(learner.device, non_blocking=True) for view in views]
         with processes.autocast(learner.device, learner.args.precision):
             vectors.append(torch.stack([learner.network(view).float() for view in views], 1).cpu())

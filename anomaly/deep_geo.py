@@ -166,7 +166,7 @@ def fit(normals, val, args, device: torch.device) -> None:
             if val is not None:
                 row |= means("val", validate(model, val, args, device))
             batches = normals.batches(args, device, 0, normals.n_images)
-            batches = processes.first_progress(batches, len(batches), "fitting normality", "batch")
+            batches = processes.progress_on_rank_0(batches, len(batches), "fitting normality", "batch")
             model.fit_normality(tiles.to(device) for tiles, _, _ in batches)
             run.end_epoch(row)
             say_epoch(run, args.epochs)

@@ -121,7 +121,7 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def first_progress(iterable, total: int, desc: str, unit: str):
+def progress_on_rank_0(iterable, total: int, desc: str, unit: str):
     """Yield from the iterable, behind a progress bar in the first process."""
     return cli.progress(iterable, total, desc, unit) if rank() == 0 else iterable
 

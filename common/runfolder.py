@@ -207,7 +207,7 @@ class RunFolder:
         After the last one, signals end the work at once, and its place is saved: evaluation follows.
         """
         epoch = len(self.history) + 1
-        for item in processes.first_progress(steps, len(steps), f"epoch {epoch}", "step"):
+        for item in processes.progress_on_rank_0(steps, len(steps), f"epoch {epoch}", "step"):
             processes.seed_everything(self.args.seed, epoch, self.done, processes.rank())
             yield item
             self.done += 1

@@ -19,12 +19,12 @@ INTERRUPTS = (KeyboardInterrupt, Terminated)
 
 
 class State:
-    """What is to be read elsewhere, but changed here alone."""
+    """What signals have asked for: read by others, changed here alone."""
 
     process: int | None = None  # the one that is to be told, not those forked from it
-    terminating = False  # Terminated was raised
+    terminating = False  # whether Terminated was raised
     deferring = False
-    pending = 0  # the first signal that arrived while deferring, or none
+    pending = 0  # number of the first signal that arrived while deferring, 0 without one
     last_seen = -REPEAT  # when a signal was last acted on, by the monotonic clock
 
 

@@ -106,7 +106,7 @@ def embed(tiles: TileBags, embedder, first: int, args, device, desc: str) -> Ite
     """Features (b, d) float32 of batches of --tile_batch tiles, whatever their bags, from the first-th tile on."""
     reading = argparse.Namespace(batch_size=args.tile_batch, workers=args.workers)
     loader = loaders.ordered_loader(tiles, reading, device, np.arange(first, len(tiles)))
-    for pictures, _ in processes.first_progress(loader, len(loader), desc, "batch"):
+    for pictures, _ in processes.progress_on_rank_0(loader, len(loader), desc, "batch"):
         pictures = resize(pictures.to(device, non_blocking=True), args.tile_resize)
         with processes.autocast(device, args.precision):
             yield embedder(pictures).float().cpu().numpy()

@@ -417,7 +417,9 @@ def validate(learner: Learner, pace: Pace, val: TileBags, epoch: int, run: RunFo
     draws = Draws([order[start : start + args.batch_size].tolist() for start in starts])
     loader = loaders.batch_loader(val, args, learner.device, draws)
     total = 0.0
-    for k, (pictures, bag_labels) in enumerate(processes.first_progress(loader, len(loader), "validating", "batch")):
+    for k, (pictures, bag_labels) in enumerate(
+        processes.progress_on_rank_0(loader, len(loader), "validating", "batch")
+    ):
         labels, generator = torch.from_numpy(positive[draws.batches[k]]).long(), torch.Generator().manual_seed(k)
         total += float(view_loss(learner, pictures, labels, bag_labels, 2, generator)) * len(labels)
     return total / len(order)
