@@ -59,9 +59,10 @@ class Setting:
     tflops: float
 
 
-PAPER = Setting("paper", 6, 200, "in_aff", "rmsprop", 5e-5, 32, 2, 1.0, None, 64, tflops=10)
-SMALL = Setting("small", 3, 8, "bn", "adam", 2e-3, 32, 1, 0.5, 1600, 64, tflops=0.014)
-DENSITY = Setting("density", 3, 3, "bn", "adam", 2e-3, 16, 1, 1.0, None, 0, tflops=0.014)  # O2I at constant clutter
+PAPER = Setting("paper", 6, 200, "in_aff", "rmsprop", 5e-5, 32, 2, 1.0, px_per_digit=None, cell=64, tflops=10)
+SMALL = Setting("small", 3, 8, "bn", "adam", 2e-3, 32, 1, 0.5, px_per_digit=1600, cell=64, tflops=0.014)
+# O2I changes, the density of clutter does not
+DENSITY = Setting("density", 3, 3, "bn", "adam", 2e-3, 16, 1, 1.0, px_per_digit=None, cell=0, tflops=0.014)
 PRESETS = {setting.label: setting for setting in (PAPER, SMALL, DENSITY)}
 FEW, NARROW = (700, 1400), (-4, -3)  # of the small preset
 SMALL_AXES = {

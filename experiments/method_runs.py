@@ -21,8 +21,12 @@ from models import weights
 from models.needle import POOLINGS
 
 FEATURES = {  # method -> its frozen network; of HNM that of its first scores
-    **{"classifier": "", "dsmil": "squeezenet", "hnm": "squeezenet"},
-    **{"dpa": "vgg16", "deep_if": "vgg16", "deep_knn": "vgg16"},
+    "classifier": "",
+    "dsmil": "squeezenet",
+    "hnm": "squeezenet",
+    "dpa": "vgg16",
+    "deep_if": "vgg16",
+    "deep_knn": "vgg16",
 }
 DETECTORS = ("dpa", "deep_if", "deep_knn")
 
@@ -168,7 +172,8 @@ class Images:
     def masks(self) -> dict[str, np.ndarray]:
         """Positive test image -> the object's pixels, bool (H, W)."""
         parser = cli.ArgumentParser()
-        mnist.add_flags(parser), camelyon.add_flags(parser)
+        mnist.add_flags(parser)
+        camelyon.add_flags(parser)
         args = parser.parse_args(shlex.split(self.flags))
         splits = camelyon.load_splits(args, ["test"], False) if self.ratio else mnist.load_splits(args, ["test"])
         test = splits["test"]

@@ -105,8 +105,19 @@ BUILDERS = {
 TYPES = ("list", "dict", "int", "float", "long")  # that a defaultdict makes
 NAMES = {("numpy", "ndarray"), *((module, name) for module in ("builtins", "__builtin__") for name in TYPES)}
 REFUSED = (  # opcodes
-    *("INST", "OBJ", "EXT1", "EXT2", "EXT4", "PERSID", "BINPERSID", "NEXT_BUFFER", "READONLY_BUFFER", "NEWOBJ_EX"),
-    *("EMPTY_SET", "ADDITEMS", "FROZENSET"),
+    "INST",
+    "OBJ",
+    "EXT1",
+    "EXT2",
+    "EXT4",
+    "PERSID",
+    "BINPERSID",
+    "NEXT_BUFFER",
+    "READONLY_BUFFER",
+    "NEWOBJ_EX",
+    "EMPTY_SET",
+    "ADDITEMS",
+    "FROZENSET",
 )
 
 

@@ -18,15 +18,37 @@ from common.files import make_folder
 from mil import bag_list, finetune, hnm_layout, tracker
 
 SAME = {  # flags of finetune.py with HNM-WSI's names -> HNM-WSI's defaults
-    **{"threshold": 0.3, "batch_size": 512, "epochs": 100, "lr": 0.01, "temperature": 0.07},
-    **{"posi_batch_ratio": 0.5, "posi_query_ratio": 0.05, "warmup": 5, "ro": 0.2, "ro_neg": 0.2, "rT": 0.8},
-    **{"neg_ratio": 0.2, "MIL_every_n_epochs": 1, "num_epoch_mil": 350, "epoch_to_extract_mil": 349},
-    **{"lr_mil": 2e-4, "weight_decay_mil": 1e-4, "rank_k": 10, "loss_weight_ranking": 0.1},
-    **{"loss_weight_bag": 0.5, "loss_weight_ins": 0.5, "augment_transform": 0},
+    "threshold": 0.3,
+    "batch_size": 512,
+    "epochs": 100,
+    "lr": 0.01,
+    "temperature": 0.07,
+    "posi_batch_ratio": 0.5,
+    "posi_query_ratio": 0.05,
+    "warmup": 5,
+    "ro": 0.2,
+    "ro_neg": 0.2,
+    "rT": 0.8,
+    "neg_ratio": 0.2,
+    "MIL_every_n_epochs": 1,
+    "num_epoch_mil": 350,
+    "epoch_to_extract_mil": 349,
+    "lr_mil": 2e-4,
+    "weight_decay_mil": 1e-4,
+    "rank_k": 10,
+    "loss_weight_ranking": 0.1,
+    "loss_weight_bag": 0.5,
+    "loss_weight_ins": 0.5,
+    "augment_transform": 0,
 }
 YES_NO = {
-    **{"negfilter": True, "mask_uncertain_neg": True, "init_MIL_training": True, "update_pseudo_label": True},
-    **{"use_ema": False, "ranking_loss": True, "validate_on_all_instance": True},
+    "negfilter": True,
+    "mask_uncertain_neg": True,
+    "init_MIL_training": True,
+    "update_pseudo_label": True,
+    "use_ema": False,
+    "ranking_loss": True,
+    "validate_on_all_instance": True,
 }
 FEATURES = 512  # of the encoder
 

@@ -56,8 +56,13 @@ class Camelyon16:
     """Two centres; a training and a test set. Lesions are large, since a patch of 768 px must lie in one as a whole."""
 
     folders = (
-        *("training", "training/normal", "training/tumor", "training/lesion_annotations"),
-        *("testing", "testing/images", "testing/lesion_annotations"),
+        "training",
+        "training/normal",
+        "training/tumor",
+        "training/lesion_annotations",
+        "testing",
+        "testing/images",
+        "testing/lesion_annotations",
     )
     labels = "testing/reference.csv"
     mpp = (0.2431, 0.2265)
