@@ -173,7 +173,6 @@ def describe(name: str, data, truth, slides: dict[str, int], args) -> Images:
 
 def origin_of(data, places: np.ndarray, truth, args):
     """A row of slide, centre, lesion, y, x for each of these images (data/camelyon/origins.py)."""
-
     names, labels = np.array(data.names, object)[places], data.labels[places]
     if truth is not None:
         return truth.reindex(names)

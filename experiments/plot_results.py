@@ -29,7 +29,6 @@ def parse_args(argv=None):
 
 def figure(text: str) -> str:
     """Parse a figure's name (an argparse type; Python 3.10 takes an empty list of figures for one of the `choices`)."""
-
     if text not in FIGURES:
         raise argparse.ArgumentTypeError(f"invalid choice: {text!r} (choose from {', '.join(FIGURES)})")
     return text
@@ -55,7 +54,6 @@ def main(argv=None):
 
 def draw_figure(name: str, out: Path) -> list[Path]:
     """Draw a figure once for each setting in its table; returns the PNGs: the setting is in the file's name."""
-
     table = results.load(out, name)
     if table is None:
         raise BadInput(f"{name}: no {results.path_of(out, name)}, expected what run_experiments.py {name} writes")

@@ -141,9 +141,9 @@ def check_data(planned: set[Trial]) -> None:
 
 def check_tables(out: Path, names) -> None:
     """BadInput when a table that is to be added to cannot be read."""
-
     for name in names:
-        results.load(out, name), results.load_curves(out, name)
+        results.load(out, name)
+        results.load_curves(out, name)
 
 
 def trials_of(name: str, args) -> list[Trial]:
@@ -201,7 +201,6 @@ def outstanding(plans: dict[str, list[Trial]]) -> dict[str, list[Trial]]:
 
 def announce(name: str, planned: list[Trial], todo: list[Trial]) -> None:
     """Say what the figure takes, by the estimates of estimate.py."""
-
     if not planned:
         print(f"{name}: no runs; nCAMELYON needs --crops")
         return
@@ -243,7 +242,6 @@ def generate(todo) -> None:
 
 def work(args, plans: dict[str, list[Trial]], batches: dict[str, list[Trial]]) -> list[str]:
     """Take all runs to their end, writing the tables as results come; returns a line for each that failed."""
-
     if args.executor == "slurm":
         options = executors.SlurmOptions(args.partition, args.time, args.gpus, args.cpus, args.jobs)
         ended = executors.run_slurm(batches, options)
@@ -261,7 +259,6 @@ def settle(run: Trial, how: str, plans: dict[str, list[Trial]], out: Path) -> st
 
 def tabulate(name: str, planned: list[Trial], out: Path) -> None:
     """Write the finished runs into the figure's tables."""
-
     done = [run for run in planned if runs.is_done(run)]
     if not done:
         return
@@ -273,7 +270,6 @@ def tabulate(name: str, planned: list[Trial], out: Path) -> None:
 
 def conclude(name: str, out: Path) -> None:
     """Draw the figure and print the verdict on each of its claims."""
-
     table = results.load(out, name)
     if table is None:
         return
