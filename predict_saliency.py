@@ -67,9 +67,7 @@ def parse_args(argv=None):
 
 def main(argv=None):
     args = parse_args(argv)
-    device = processes.select(args.device, args.precision, args.deterministic)
-    if processes.world_size() > 1:
-        raise BadInput("predict_saliency.py runs in one process: start it without torchrun")
+    device = processes.select_alone("predict_saliency.py", args.device, args.precision, args.deterministic)
     model, scale = load_model(args)
     model.to(device).eval()
     data = DATA[args.datatype].load_splits(args, [args.split])[args.split]

@@ -56,9 +56,7 @@ def plain_name(text: str) -> str:
 
 def main(argv=None):
     args, parser = parse_args(argv)
-    device = processes.select(args.device, args.precision, args.deterministic)
-    if processes.world_size() > 1:
-        raise BadInput("score_anomaly.py runs in one process: start it without torchrun")
+    device = processes.select_alone("score_anomaly.py", args.device, args.precision, args.deterministic)
     saved, path = runs.read_run(args.logdir)
     config = saved["config"]
     datatypes.take_flags_of_run(args, parser, saved["args"])

@@ -115,9 +115,7 @@ def main(argv=None):
     args = parse_args(argv)
     check_flags(args)
     log = tracker.Tracker(args.tracker, args.logdir.name)
-    device = processes.select(args.device, args.precision, args.deterministic)
-    if processes.world_size() > 1:
-        raise BadInput("mil/finetune.py runs in one process: start it without torchrun")
+    device = processes.select_alone("mil/finetune.py", args.device, args.precision, args.deterministic)
     splits = tiles.load(args)
     loaders.verify(args, *filter(None, (args.data_path, args.pos_path, args.neg_path)))
     splits["train"] = with_witness_rate(splits["train"], args)
