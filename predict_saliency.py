@@ -1,6 +1,5 @@
 """Write saliency maps, local prediction maps and localisation scores of a trained network's images."""
 
-import hashlib
 import json
 import os
 import re
@@ -22,6 +21,7 @@ from common.files import (
     open_input,
     open_own,
     read_json,
+    sha256_of,
     write_csv,
     write_json,
     write_npy,
@@ -211,7 +211,7 @@ def _is_row(row, i):
 
 def settings_of_maps(args, data) -> dict:
     """What decides the maps."""
-    digest = hashlib.sha256((args.logdir / checkpoint.BEST).read_bytes()).hexdigest()
+    digest = sha256_of(args.logdir / checkpoint.BEST)
     chosen = {"split": args.split, "precision": args.precision, "batch_size": args.batch_size}
     return {"checkpoint": digest, "data": data.fingerprint(), **chosen}
 
