@@ -1,7 +1,6 @@
 """nCAMELYON crops on disk -> class-balanced splits of images and labels, by their folders or by a splits.csv."""
 
 import functools
-import hashlib
 import os
 import random
 from collections import Counter
@@ -15,10 +14,10 @@ from common import cli, pictures
 from common.errors import BadInput
 from common.files import check_file, open_npy, read_table
 from common.manifest import Manifest
+from data import fingerprints
 from data.camelyon.slides import SPLIT_FOLDERS
 
 IN_CHANNELS = 3
-FINGERPRINT_FILES = 16
 ADVICE = "the command that extracted the crops writes it again"
 
 
@@ -210,11 +209,8 @@ class CamelyonCrops(Dataset):
         return Path(self.names[i]).with_name(path.name).as_posix()
 
     def fingerprint(self) -> str:
-        """Digest of the chosen crops' names and labels and of some of their bytes, wherever the folders lie."""
-        digest = hashlib.sha256("\n".join(self.names).encode())
-        for i in np.unique(np.linspace(0, len(self) - 1, FINGERPRINT_FILES).astype(int)):
-            digest.update(self.files[i].read_bytes())
-        return digest.hexdigest()
+        """Digest of the chosen crops' names and of some of their bytes, wherever the folders lie."""
+        return fingerprints.of_files("\n".join(self.names).encode(), self.files)
 
 
 def _seg_path(path: Path) -> Path:
