@@ -14,7 +14,7 @@ import common  # noqa: F401 (before torch)
 from common import cli, lock, processes, runfolder
 from common.errors import BadInput
 from common.files import make_subfolder, read_json, read_table, write_json
-from data import SPLITS
+from data import SPLITS, loaders
 from data.camelyon import dataset as camelyon
 from data.camelyon import origins
 from data.cluttered_mnist import dataset as mnist
@@ -66,8 +66,7 @@ def parse_args(argv=None):
         help="exit code 1 when a larger share of a split is flagged (0.02 without a number); with --verify, of copies",
     )
     parser.add_argument("--out", "-o", type=cli.path, required=True, help="folder for the report")
-    parser.add_argument("-b", "--batch_size", type=cli.positive, default=32, help="images that are embedded at once")
-    cli.add_workers_flag(parser, 2, help="processes that read images, 0 = none")
+    loaders.add_batch_flags(parser, workers=2)
     parser.add_argument("--seed", type=cli.natural, default=42, help="draws the images that set threshold and truth")
     processes.add_flags(parser)
     return parser.parse_args(argv)

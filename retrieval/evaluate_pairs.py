@@ -33,7 +33,7 @@ def parse_args(argv=None):
     parser.add_argument("--n", "--runs", dest="n", type=cli.positive, default=5, help="draws of pairs; medians count")
     parser.add_argument("--seed", type=cli.natural, default=0, help="seed of the first draw, and of pairs made")
     parser.add_argument("--out", "-o", type=cli.path, required=True, help="folder for the results")
-    loaders.add_flags(parser)
+    loaders.add_batch_flags(parser)
     processes.add_flags(parser)
     return parser.parse_args(argv)
 

@@ -30,7 +30,7 @@ def parse_args(argv=None):
         "--index", type=cli.path, help="folder of the vectors (default: OUT without its ending, else OUT.index)"
     )
     parser.add_argument("--out", "-o", "--o", dest="out", type=cli.path, default=Path("out.csv"), help="table to write")
-    loaders.add_flags(parser)
+    loaders.add_batch_flags(parser)
     processes.add_flags(parser)
     return parser.parse_args(argv)
 

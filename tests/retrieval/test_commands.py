@@ -59,6 +59,13 @@ def test_a_seed_gives_the_same_pairs_and_another_run_other_ones(groups, tmp_path
     assert a == b != c
 
 
+def test_checksums_that_would_not_be_checked_are_not_offered(groups, tmp_path, capsys):
+    for command, flag in ((evaluate_pairs, "--test_path"), (retrieve, "--folder")):
+        with pytest.raises(SystemExit):
+            command.main([flag, str(groups), "--out", str(tmp_path / "out"), "--verify"])
+        assert "unrecognized arguments: --verify" in capsys.readouterr().err
+
+
 def test_all_pairs_take_both_sides(groups, tmp_path):
     evaluate(groups, tmp_path, "--all_pairs", "--n", 1)
     assert scores(tmp_path)["median"]["pairs"] == 12
