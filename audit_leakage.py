@@ -19,8 +19,7 @@ from data.camelyon import dataset as camelyon
 from data.camelyon import origins
 from data.cluttered_mnist import dataset as mnist
 from data.folders import PhotoFolder
-from models import embedders, resnet
-from retrieval import audit, index
+from retrieval import audit, index, networks
 from retrieval.index import Objects, Vectors
 from retrieval.matches import Images, Matches, draw_pairs, hold_against_truth, known_duplicates, write_table
 
@@ -39,8 +38,7 @@ def parse_args(argv=None):
     parser.add_argument("--side", type=cli.positive, default=128, help="px that pictures of --folders are scaled to")
     parser.add_argument("--within", metavar="SPLIT", help="search this split in itself, not the others in train")
     parser.add_argument("--objects", action="store_true", help="compare the boxes of objects, not whole images")
-    embedders.add_flags(parser, "pixels", ("--weights",))
-    parser.add_argument("--logdir", "-l", type=cli.path, help="run of train_retrieval.py, in place of --embedder")
+    networks.add_flags(parser, "pixels")
     parser.add_argument("--orientations", type=int, choices=(1, 8), default=8, help="8: flips and quarter turns too")
     parser.add_argument("--k", type=cli.positive, default=5, help="neighbours of every image in audit.csv")
     parser.add_argument(
@@ -102,7 +100,7 @@ def main(argv=None):
     device = processes.select_alone("audit_leakage.py", args.device, args.precision, args.deterministic)
     queries, gallery, reference = load_images(args)
     method = read_scores(args.scores, queries) if args.scores else None
-    network = resnet.load_network(args.logdir) if args.logdir else embedders.build(args, pool="gem")
+    network = networks.load(args)
     with lock.held(args.out, "--out"):
         vectors = embed_all(queries, gallery, reference, network.to(device), args, device)
         report = {"arguments": runfolder.plain(args), "embedder": network.describe()}

@@ -40,7 +40,7 @@ def main(argv=None):
     device = processes.select_alone("retrieval/retrieve.py", args.device, args.precision, args.deterministic)
     folders = {"gallery": (args.folder, "--folder"), "queries": (args.query or args.folder, "--query")}
     views = {name: pairs.Views(pairs.open_pictures(*each, args.filetype)) for name, each in folders.items()}
-    network = networks.load(args).to(device)
+    network = networks.load_for_views(args).to(device)
     check_target(args.out)
     kept = make_folder(args.index or (args.out.with_suffix("") if args.out.suffix else args.out.with_suffix(".index")))
     vectors = {}

@@ -27,8 +27,7 @@ NEIGHBOURS = 10  # of every crop that are looked at for near-duplicates
 
 def parse_args(argv=None):
     parser = cli.ArgumentParser(description=__doc__)
-    parser.add_argument("--pos_path", "-p", type=cli.path, required=True, help="folder of positive crops")
-    parser.add_argument("--neg_path", "-n", type=cli.path, required=True, help="folder of negative crops")
+    dataset.add_folder_flags(parser, required=True)
     parser.add_argument("--by", choices=BY, required=True, help="what stays together; negatives of `lesion`: slides")
     parser.add_argument(
         "--fractions", type=_fractions, default=(0.7, 0.1, 0.2), metavar="TRAIN,VAL,TEST", help="shares of the crops"

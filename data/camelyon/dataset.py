@@ -24,11 +24,17 @@ ADVICE = "the command that extracted the crops writes it again"
 def add_flags(parser) -> None:
     """Declare `--pos_path`, `--neg_path` and `--splits`; which command needs them is its own to check."""
     holds = "with the training crops, valid/ and test/ (needed); crops.csv names the crops, where there is one"
-    parser.add_argument("--pos_path", "-p", type=cli.path, help=f"folder of positive crops: {holds}")
-    parser.add_argument("--neg_path", "-n", type=cli.path, help=f"folder of negative crops: {holds}")
+    add_folder_flags(parser, f": {holds}")
     parser.add_argument(
         "--splits", type=cli.path, help="table file,label,split of split_crops.py, in place of the folders' own splits"
     )
+
+
+def add_folder_flags(parser, holds: str = "", required: bool = False) -> None:
+    """Declare `--pos_path` and `--neg_path`; the help says what they hold."""
+    add = parser.add_argument
+    add("--pos_path", "-p", type=cli.path, required=required, help=f"folder of positive crops{holds}")
+    add("--neg_path", "-n", type=cli.path, required=required, help=f"folder of negative crops{holds}")
 
 
 def load_splits(args, names: Sequence[str] = tuple(SPLIT_FOLDERS), balanced: bool = True) -> dict[str, "CamelyonCrops"]:
