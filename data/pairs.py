@@ -113,8 +113,8 @@ def load_splits(args, manipulate: Callable, triplets: bool) -> dict[str, Dataset
     """
     train = open_split(args, "train") or open_pictures(args.train_path, "--train_path", args.filetype)
     if len(train) < 2:
-        found = args.train_path or args.neg_path
-        raise BadInput(f"--train_path {found}: holds one image; negatives need two or more")
+        given = f"--train_path {args.train_path}" if args.train_path else f"--neg_path {args.neg_path}"
+        raise BadInput(f"{given}: holds one image; negatives need two or more")
     return {
         "train": MadePairs(train, manipulate, args.seed, triplets),
         "val": _load_validation(args, manipulate, triplets),
