@@ -16,9 +16,9 @@ def claim(folder: Path, name: str, settings: dict, flag: str) -> None:
     if not os.path.lexists(path):
         write_json(path, settings)
         return
-    changed = differences(read_json(path), settings)
-    if changed:
-        raise BadInput(f"{flag} {folder}: was made with {changed}; choose another folder")
+    found = differences(read_json(path), settings)
+    if found:
+        raise BadInput(f"{flag} {folder}: was made with {found}; choose another folder")
 
 
 def differences(before: dict, now: dict, dash: str = "--") -> str:
@@ -26,9 +26,13 @@ def differences(before: dict, now: dict, dash: str = "--") -> str:
 
     What "data" and "embedder" hold is a digest, which tells a reader nothing.
     """
-    names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
     digests = ("data", "embedder")
     return ", ".join(
         f"other {name}" if name in digests else f"{dash}{name} {before.get(name)} (now {now.get(name)})"
-        for name in names
+        for name in changed(before, now)
     )
+
+
+def changed(before: dict, now: dict) -> list[str]:
+    """The names of the settings that differ."""
+    return [name for name in {**before, **now} if before.get(name) != now.get(name)]

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from common import cli, processes
+from common.claim import changed
 from common.errors import BadInput, WorkFailed
 from common.files import check_target, errors_name, make_folder, open_npy, open_own, read_json, write_json, write_npy
 from data import loaders
@@ -76,9 +77,9 @@ def _open_book(path, tiles, wanted):
     if os.path.lexists(path):
         found = read_json(path).get("made_from")
         found = found if isinstance(found, dict) else {}
-        names = [name for name in {**found, **wanted} if found.get(name) != wanted.get(name)]
-        if names:
-            raise BadInput(f"{path}: holds features that differ in {', '.join(names)}; choose another folder")
+        other = changed(found, wanted)
+        if other:
+            raise BadInput(f"{path}: holds features that differ in {', '.join(other)}; choose another folder")
     rows = np.column_stack([tiles.ends - tiles.sizes, tiles.sizes]).tolist()
     bags = dict(zip(tiles.names, rows, strict=True))
     if len(bags) < len(rows):

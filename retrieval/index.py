@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from common import cli, processes
+from common.claim import changed
 from common.errors import BadInput
 from common.files import check_target, is_whole, make_folder, read_json, write_json
 from common.nearest import k_nearest
@@ -170,7 +171,7 @@ def _open(path, book, shape, identity):
     if os.path.lexists(book) and os.path.lexists(path):
         found = read_json(book)
         known = found.get("identity") if isinstance(found.get("identity"), dict) else {}
-        other = sorted(key for key in {**known, **identity} if known.get(key) != identity.get(key))
+        other = sorted(changed(known, identity))
         if other:
             raise BadInput(
                 f"{book}: index of other {', '.join(other)} than asked for; choose another folder or remove this one"
@@ -201,14 +202,14 @@ def search(
         own = None if query_groups is None else np.repeat(query_groups[rows], n)
         block = queries.array[rows].reshape(len(rows) * n, -1)
         distances, found = k_nearest(block, vectors, k, own, groups, device)
-        for result, values in zip(results, _best_orientations(distances, found, len(rows), n, k), strict=True):
+        for result, values in zip(results, _best_orientations(distances, found, len(rows), k), strict=True):
             result[rows] = values
     results[1][results[1] >= 0] = places[results[1][results[1] >= 0]]
     return results
 
 
-def _best_orientations(distances, indices, m, n, k):
-    """(m * n, k) of the orientations -> (m, k) of the images, each gallery image once, and its orientation."""
+def _best_orientations(distances, indices, m, k):
+    """(m * orientations, k) -> (m, k) of the images, each gallery image once, and its orientation."""
     distances, indices = distances.reshape(m, -1).copy(), indices.reshape(m, -1)
     by_image = np.lexsort((distances, indices))  # of each gallery image the nearest orientation first
     ordered = np.take_along_axis(indices, by_image, 1)

@@ -20,8 +20,9 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from common import cli, parallel
+from common.claim import claim
 from common.errors import BadInput
-from common.files import atomic_open, make_folder, make_subfolder, read_json, write_json
+from common.files import atomic_open, make_folder, make_subfolder
 from data.camelyon.layouts import LAYOUTS
 from data.slides.annotations import LesionMask, mask_from_polygons, read_xml
 from data.slides.pyramid import Slide
@@ -285,18 +286,14 @@ def make_slide(name: str, lesions: dict[str, str], squares: list[np.ndarray], sh
 
 def open_tree(args, files: list[Path]) -> None:
     """Create the tree's folders. BadInput when it was made with other flags, or holds one of the files unmade."""
-    path = args.out / SETTINGS
     flags = {key: getattr(args, key) for key in SHAPING}
     flags |= {"layout": args.layout} if args.layout != "camelyon17" else {}  # as in trees of earlier versions
     settings = {key: str(value.resolve()) if isinstance(value, Path) else value for key, value in flags.items()}
     settings |= {"own_tissue": True} if args.own_tissue else {}  # trees of earlier versions lack it
-    if os.path.lexists(path):
-        if read_json(path) != settings:
-            raise BadInput(f"{path}: the slides in this folder were made with other flags; choose another --out")
-    elif foreign := next(filter(os.path.lexists, files), None):
+    foreign = next(filter(os.path.lexists, files), None)
+    if foreign and not os.path.lexists(args.out / SETTINGS):
         raise BadInput(f"{foreign}: is there already, and not of this command; choose another --out")
-    else:
-        write_json(make_folder(args.out) / SETTINGS, settings)
+    claim(make_folder(args.out), SETTINGS, settings, "--out")
     for folder in LAYOUTS[args.layout].folders:
         make_subfolder(args.out, folder)
 
