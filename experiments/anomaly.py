@@ -20,7 +20,7 @@ from common import cli
 from common.errors import BadInput
 from common.files import atomic_open, make_folder, read_json
 from experiments import executors, plot_results
-from experiments.runs import command
+from experiments.runs import Places, command
 from experiments.stats import read_numbers, update_table
 
 LISTS = {"--list": "normal/train", "--test_list": "normal/test", "--abnormal_list": "anomaly/test"}
@@ -136,13 +136,6 @@ def parse_args(argv=None):
     add("--jobs", type=cli.positive, help="runs at a time (default: a GPU each, or a CPU core)")
     cli.add_workers_flag(parser, 0, help="processes of each run that read images, 0 = none")
     return parser.parse_args(argv)
-
-
-@dataclass(frozen=True)
-class Places:
-    """Where the run folders are."""
-
-    root: Path
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-MODES = (0, 1, 2)
 FIRST_FALL = 10  # epochs at the full rate before the cosine schedule begins
 
 

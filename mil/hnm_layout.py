@@ -100,18 +100,6 @@ def write_reference(path: Path, labels: dict[str, int]) -> None:
         file.writelines(f"{name},{label}\n" for name, label in labels.items())
 
 
-def read_truth(path: Path) -> dict[tuple[str, int, int], int]:
-    """(bag, x, y) -> 0 or 1, bags without slashes around their names."""
-    content = pickles.read(path)
-    good = isinstance(content, dict) and all(
-        isinstance(key, tuple) and len(key) == 3 and isinstance(key[0], str) and value in (0, 1)
-        for key, value in content.items()
-    )
-    if not good:
-        raise BadInput(f"{path}: expected a pickled dict of (bag, x, y) and 0 or 1")
-    return {(bag.strip("/"), int(x), int(y)): int(value) for (bag, x, y), value in content.items()}
-
-
 def write_truth(path: Path, bags: Sequence[TileBags | Bags]) -> None:
     """Write the truth of all tiles, as HNM-WSI reads it."""
     content = {}

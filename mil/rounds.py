@@ -109,7 +109,7 @@ def train(splits: dict[str, Bags], args, logdir: Path, device: torch.device) -> 
             if epoch == extract_epoch(args):
                 checkpoint.save(args.logdir / EXTRACT, {"state_dict": model.state_dict(), "config": config})
             run.end_epoch(row | validate(model, splits["val"], device))
-    return finished(run, model, config, device)
+    return finished(run, config, device)
 
 
 def open_folder(model, optimizer, config: dict, splits: dict[str, Bags], args, device) -> RunFolder:
@@ -147,7 +147,7 @@ def set_learning_rate(optimizer, lr: float, epoch: int) -> float:
     return rate
 
 
-def finished(run: RunFolder, model: nn.Module, config: dict, device) -> Round:
+def finished(run: RunFolder, config: dict, device) -> Round:
     """The networks and figures that a complete round has left in its folder."""
     loaded = []
     for name in (checkpoint.BEST, EXTRACT):

@@ -11,7 +11,7 @@ from PIL import Image
 
 from common.errors import BadInput
 from data.slides import pyramid
-from mil import bag_list, hnm_layout, tile_slides, tiles
+from mil import bag_list, hnm_layout, pickles, tile_slides, tiles
 from tests.mil.kills import Killed, kill_at
 
 SIDE = 64
@@ -111,8 +111,8 @@ def test_hnm_wsis_layout_with_truth_of_masks(folder):
     labels = folder / "tiles" / "labels"
     assert (labels / "val.txt").read_text().splitlines() == ["/training/normal_b3/", "/training/tumor_t3/"]
     assert hnm_layout.read_reference(labels / "testing" / "bag_reference.csv") == {"t4": 1, "b4": 0}
-    truth = hnm_layout.read_truth(labels / "annotation" / "gt_ins_labels_large_train.p")
-    assert [key for key, value in truth.items() if value] == [(f"training/tumor_t{i}", 1, 2) for i in range(4)]
+    truth = pickles.read(labels / "annotation" / "gt_ins_labels_large_train.p")
+    assert [key for key, value in truth.items() if value] == [(f"/training/tumor_t{i}/", 1, 2) for i in range(4)]
     assert hnm_layout.bags_of(folder / "tiles", labels, seed=0) == sorted(
         [(row.bag, row.label, row.split, row.file) for row in rows],
         key=lambda row: ("train", "val", "test").index(row[2]),
