@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 
 import common  # noqa: F401 (before torch)
-import models
 from common import checkpoint, cli, lock, metrics, pictures, processes, runfolder, scores
 from common.errors import BadInput, WorkFailed
 from common.files import (
@@ -89,18 +88,15 @@ def load_model(args) -> tuple[NeedleClassifier, float]:
     Fills the arguments that the checkpoint decides. BadInput for a flag that contradicts it.
     """
     path = args.logdir / checkpoint.BEST
-    content, first_release = checkpoint.load_any(path)
-    config = needle.read_config(content["config"], first_release, path)
-    if config.in_channels != DATA[args.datatype].IN_CHANNELS:
-        raise BadInput(f"--datatype {args.datatype}: the network in {path} takes {config.in_channels} channels")
+    model, content, first_release = needle.load(path)
+    if model.config.in_channels != DATA[args.datatype].IN_CHANNELS:
+        raise BadInput(f"--datatype {args.datatype}: the network in {path} takes {model.config.in_channels} channels")
     for name in ("kernel3", "width", "pooling", "norm", "dropout"):
-        asked, found = getattr(args, name), getattr(config, name)
+        asked, found = getattr(args, name), getattr(model.config, name)
         if asked is not None and asked != found:
             raise BadInput(f"--{name} {asked}: the network in {path} has {found}; leave the flag out")
     with checkpoint.errors_name(path):
         take_data_flags(args, content["config"] if first_release else content["args"], path)
-        model = models.build(config.to_dict())
-        checkpoint.load_weights(model, content["state_dict"], path)
     return model, 255.0 if first_release and args.datatype == "camelyon" else 1.0
 
 

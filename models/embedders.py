@@ -7,8 +7,6 @@ import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
 
-import models
-from common import checkpoint
 from common.errors import BadInput
 from common.files import sha256_of
 from models import encoder as encoders
@@ -204,10 +202,6 @@ def _bagnet(source, pool):
     if source in ("imagenet", "random"):
         raise BadInput("--embedder bagnet: give --embedder_checkpoint, the best_checkpoint.pth of a training run")
     path = Path(source).expanduser()
-    content, first_release = checkpoint.load_any(path)
-    config = needle.read_config(content["config"], first_release, path)
-    with checkpoint.errors_name(path):
-        model = models.build(config.to_dict())
-        checkpoint.load_weights(model, content["state_dict"], path)
-    facts = {"weights": path.name, "weights_sha256": sha256_of(path), "network": config.to_dict()}
-    return Embedder("bagnet", model.cnn, model.cnn.out_channels, 11, facts, pool, config.in_channels)
+    model, _, _ = needle.load(path)
+    facts = {"weights": path.name, "weights_sha256": sha256_of(path), "network": model.config.to_dict()}
+    return Embedder("bagnet", model.cnn, model.cnn.out_channels, 11, facts, pool, model.config.in_channels)

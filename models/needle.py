@@ -2,8 +2,9 @@
 
 import argparse
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
-from common import cli
+from common import checkpoint, cli
 from common.errors import BadInput
 from models.bagnet import BLOCKS, KERNEL3_BY_RECEPTIVE_FIELD, BagNet, receptive_field
 from models.classifier import NeedleClassifier
@@ -139,6 +140,19 @@ def add_flags(parser: argparse.ArgumentParser, receptive_field: int = 33, poolin
     # accepted without effect, as are two classes
     cli.neutral(group.add_argument("--network_k", help=argparse.SUPPRESS))
     cli.neutral(group.add_argument("--num_classes", type=int, choices=[2], default=2, help=argparse.SUPPRESS))
+
+
+def load(path: Path) -> tuple[NeedleClassifier, dict, bool]:
+    """The network of a best checkpoint, the checkpoint itself, and whether the first release wrote it.
+
+    BadInput names a file that holds no such network.
+    """
+    content, first_release = checkpoint.load_any(path)
+    config = read_config(content["config"], first_release, path)
+    with checkpoint.errors_name(path):
+        model = build_model(config)
+        checkpoint.load_weights(model, content["state_dict"], path)
+    return model, content, first_release
 
 
 def read_config(config: dict, first_release: bool, path) -> ModelConfig:

@@ -35,14 +35,11 @@ def old_checkpoint(model):
 def test_first_release_checkpoints_are_read(tmp_path, zipped):
     model = build_model(ModelConfig(1, (1, 1, 0, 0), -2, "attention"))
     torch.save(old_checkpoint(model), tmp_path / "best.pth", _use_new_zipfile_serialization=zipped)
-    content, is_old = checkpoint.load_any(tmp_path / "best.pth")
-    config = needle.read_config(content["config"], is_old, "best.pth")
+    again, content, is_old = needle.load(tmp_path / "best.pth")
     assert is_old
-    assert config == model.config
+    assert again.config == model.config
     assert content["config"]["lr"] == 5e-5
     assert isinstance(content["stats"], torch_format.Foreign)
-    again = build_model(config)
-    again.load_state_dict(content["state_dict"])
     images = torch.rand(2, 1, 32, 32)
     assert torch.equal(again(images), model(images))
 
