@@ -57,7 +57,7 @@ def parse_args(argv=None):
     )
     parser.add_argument(
         "--fail_on_leak",
-        type=_share,
+        type=cli.share,
         nargs="?",
         const=0.02,
         metavar="SHARE",
@@ -85,13 +85,6 @@ def _threshold(text):
     value = cli.nonnegative_float(text)
     if value > 2:
         raise argparse.ArgumentTypeError(f"expected auto or a distance from 0 to 2, got {text!r}")
-    return value
-
-
-def _share(text):
-    value = cli.nonnegative_float(text)
-    if value > 1:
-        raise argparse.ArgumentTypeError(f"expected a share from 0 to 1, got {text!r}")
     return value
 
 

@@ -1,7 +1,6 @@
 """Cut nCAMELYON's positive crops, each around a whole lesion: extract_basic_pos_crops.py --data annotations --base_path
 training --save_dir crops"""
 
-import argparse
 import os
 import sys
 from collections import Counter, defaultdict
@@ -24,22 +23,13 @@ def parse_args(argv=None):
         "--data", type=cli.path, required=True, help="annotations: SLIDE.xml (ASAP) or, without XML, SLIDE_mask.tif"
     )
     extraction.add_flags(parser, k=50, k_help="crops of every lesion")
-    parser.add_argument("--low_roir", type=_ratio, default=0.5, help="lesion share of a crop: more than this, 0 to 1")
-    parser.add_argument("--high_roir", type=_ratio, default=1.0, help="lesion share of a crop: less than this, 0 to 1")
+    add = parser.add_argument
+    add("--low_roir", type=cli.share, default=0.5, help="lesion share of a crop: more than this, 0 to 1")
+    add("--high_roir", type=cli.share, default=1.0, help="lesion share of a crop: less than this, 0 to 1")
     args = parser.parse_args(argv)
     if args.low_roir >= args.high_roir:
         parser.error(f"--low_roir {args.low_roir:g} must be below --high_roir {args.high_roir:g}")
     return args
-
-
-def _ratio(text):
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"expected a share from 0 to 1, got {text!r}")
-    return value
 
 
 def find_jobs(args) -> tuple[list[SlideJob], list[str]]:

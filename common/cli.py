@@ -123,6 +123,17 @@ def nonnegative_float(text: str) -> float:
     return value
 
 
+def share(text: str) -> float:
+    """Parse a float from 0 to 1 (an argparse type)."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = float("nan")
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"expected a share from 0 to 1, got {text!r}")
+    return value
+
+
 def yes_no(text: str) -> bool:
     """Parse yes, no, true, false, 1 or 0 (an argparse type; see `add_yes_no`)."""
     words = {"yes": True, "true": True, "1": True, "no": False, "false": False, "0": False}

@@ -79,8 +79,8 @@ def add_flags(parser) -> None:
     add("--lr", type=cli.positive_float, default=0.01, help="rate of plain SGD, along a cosine after 10 epochs")
     add("--weight_decay", type=cli.nonnegative_float, default=1e-4, help="weight decay")
     add("--temperature", type=cli.positive_float, default=0.07, help="of the contrastive loss")
-    add("--posi_batch_ratio", type=tiles.share, default=0.2, help="share of positives where negatives attract")
-    add("--posi_query_ratio", type=tiles.share, default=0.05, help="share of positives where positives attract")
+    add("--posi_batch_ratio", type=cli.share, default=0.2, help="share of positives where negatives attract")
+    add("--posi_query_ratio", type=cli.share, default=0.05, help="share of positives where positives attract")
     cli.add_yes_no(
         group, "--loss_over_all_anchors", False, "divide losses as HNM-WSI does, by tiles without partners too"
     )

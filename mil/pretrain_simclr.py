@@ -46,7 +46,7 @@ def parse_args(argv=None):
     add("--lr", type=cli.positive_float, default=3e-4, help="rate of Adam, along a cosine after 10 epochs")
     add("--weight_decay", type=cli.nonnegative_float, default=1e-5, help="weight decay")
     add("--temperature", type=cli.positive_float, default=0.5, help="of the contrastive loss")
-    add("--val_share", type=tiles.share, default=0.1, help="share of the tiles that validate")
+    add("--val_share", type=cli.share, default=0.1, help="share of the tiles that validate")
     augment.add_flag(group)
     features.add_resize_flag(group)
     loaders.add_reading_flags(parser)

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from common import cli
-from mil import mining, tiles
+from mil import mining
 from mil.mining import Rule, Selection
 from mil.tiles import TileBags
 
@@ -17,13 +17,13 @@ def add_flags(parser) -> None:
     """Declare which tiles are selected, how that grows, and when scores are replaced."""
     group = parser.add_argument_group("selection of tiles")
     add = group.add_argument
-    add("--threshold", type=tiles.share, default=0.3, help="score above which a tile of a positive bag is positive")
+    add("--threshold", type=cli.share, default=0.3, help="score above which a tile of a positive bag is positive")
     add("--warmup", type=cli.natural, default=5, help="epochs before positives attract each other and shares grow")
-    add("--ro", type=tiles.share, default=0.2, help="share of the positive tiles that is trusted at first")
-    add("--ro_neg", type=tiles.share, default=0.2, help="share of the uncertain negatives that is trusted at first")
-    add("--rT", type=tiles.share, default=0.8, help="both shares after the last epoch")
+    add("--ro", type=cli.share, default=0.2, help="share of the positive tiles that is trusted at first")
+    add("--ro_neg", type=cli.share, default=0.2, help="share of the uncertain negatives that is trusted at first")
+    add("--rT", type=cli.share, default=0.8, help="both shares after the last epoch")
     cli.add_yes_no(group, "--negfilter", True, "keep only the hardest share of the negative bags' tiles")
-    add("--neg_ratio", type=tiles.share, default=0.2, help="that share")
+    add("--neg_ratio", type=cli.share, default=0.2, help="that share")
     add(
         "--negatives",
         choices=("hardest", "random"),

@@ -48,7 +48,7 @@ def parse_args(argv=None):
     add("--objective", type=cli.positive_float, help="magnification of slides that do not say theirs")
     add("--label_path", type=cli.path, help="table slide,label[,split], or CAMELYON17's stage_labels.csv")
     add("--masks", type=cli.path, help="folder of SLIDE_mask.tif, 1 = lesion: truth z goes into names, column_row_z")
-    add("--min_lesion", type=tiles.share, default=0.0, help="share of a tile that is lesion for z = 1; 0: any pixel")
+    add("--min_lesion", type=cli.share, default=0.0, help="share of a tile that is lesion for z = 1; 0: any pixel")
     add("--layout", choices=("dsmil", "hnm"), default="dsmil", help="folders by class, or HNM-WSI's with its lists")
     add("--seed", type=cli.natural, default=42, help="shares bags among splits where no table does")
     cli.add_workers_flag(parser, 4, help="slides cut at once, each in a process")

@@ -1,6 +1,5 @@
 """Bags of pictures: the tiles of images or of folders, for whatever learns from pixels or embeds them."""
 
-import argparse
 import hashlib
 import re
 from collections.abc import Sequence
@@ -38,20 +37,12 @@ def add_flags(parser, datatypes: tuple[str, ...] = (*IMAGES, "tiles")) -> None:
     add("--stride", type=cli.positive, help="px from tile to tile (default: --tile)")
     add(
         "--min_lesion",
-        type=share,
+        type=cli.share,
         default=0.05,
         help="share of a tile that the object must fill for the tile to count as positive, 0: any pixel; a positive "
         "image's fullest tile always does; used for scores alone",
     )
     add("--num_examples", type=cli.positive, help="training images, half of them positive (default: all)")
-
-
-def share(text: str) -> float:
-    """Parse a number from 0 to 1 (an argparse type)."""
-    value = cli.nonnegative_float(text)
-    if value > 1:
-        raise argparse.ArgumentTypeError(f"expected a number from 0 to 1, got {text!r}")
-    return value
 
 
 class TileBags(Dataset):

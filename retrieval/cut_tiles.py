@@ -41,7 +41,7 @@ def parse_args(argv=None):
         metavar=("TRAIN", "VALID", "TEST"),
         help="widths of the strips, in any unit",
     )
-    parser.add_argument("--most_white", type=cli.nonnegative_float, default=0.8, help="share of background in a tile")
+    parser.add_argument("--most_white", type=cli.share, default=0.8, help="share of background in a tile")
     parser.add_argument("--out", "-o", type=cli.path, required=True, help="folder for train/, valid/ and test/")
     return parser.parse_args(argv)
 

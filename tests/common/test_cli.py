@@ -1,5 +1,6 @@
 """What every command shares: streams that are closed or unread, shortages in one line, progress without a terminal."""
 
+import argparse
 import errno
 import io
 import os
@@ -220,3 +221,10 @@ def test_help_shows_defaults_as_one_types_them_and_keeps_paragraphs_apart():
     assert "channels (default: 4,8)" in text
     assert "of the whole (default: 0.6 0.2 0.2)" in text
     assert "What it is.\n\nOf which there is more.\n\n    an.py  a line\n    as it is\n" in text
+
+
+def test_a_share_lies_between_0_and_1():
+    assert [cli.share(text) for text in ("0", "0.25", "1")] == [0, 0.25, 1]
+    for wrong in ("-0.1", "1.01", "50%", "nan", "inf", ""):
+        with pytest.raises(argparse.ArgumentTypeError, match="expected a share from 0 to 1, got"):
+            cli.share(wrong)
