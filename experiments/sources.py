@@ -37,17 +37,9 @@ def digits_of(source: str) -> Digits:
     if source != "digits" and not Path(source).exists():
         return MNIST
     splits = digits.load(source)
-    needles, content = int((splits["train"].labels == NEEDLE).sum()), content_digest(splits)
+    needles, content = int((splits["train"].labels == NEEDLE).sum()), digits.content_digest(splits)
     name = "" if content == MNIST.content else "digits" if source == "digits" else content[:8]
     return Digits(name, needles, content)
-
-
-def content_digest(splits: dict[str, digits.Digits]) -> str:
-    """Of all digits and labels."""
-    content = hashlib.sha256()
-    for images, labels in splits.values():
-        content.update(images.tobytes() + labels.tobytes())
-    return content.hexdigest()[:16]
 
 
 @functools.cache

@@ -2,6 +2,7 @@
 
 import contextlib
 import gzip
+import hashlib
 import math
 import os
 import re
@@ -37,6 +38,14 @@ class Digits(NamedTuple):
 
     images: np.ndarray
     labels: np.ndarray
+
+
+def content_digest(splits: dict[str, Digits]) -> str:
+    """Hex digest, 16 digits long, of all images and labels."""
+    content = hashlib.sha256()
+    for images, labels in splits.values():
+        content.update(images.tobytes() + labels.tobytes())
+    return content.hexdigest()[:16]
 
 
 def default_source() -> str:

@@ -10,8 +10,6 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-import hashlib
-
 import numpy as np
 
 from common import cli, lock
@@ -112,12 +110,9 @@ def count_images(splits: dict, args) -> dict[str, int]:
 
 def settings_of(args, layout: placements.Layout, splits: dict) -> dict:
     """Flag -> value for all that decides a byte of the data set; MNIST enters by content."""
-    content = hashlib.sha256()
-    for images, labels in splits.values():
-        content.update(images.tobytes() + labels.tobytes())
     names = "canvas digit distortion_scale patch_size center_patch distortion_location scale duplicates seed format"
     values = {name.replace("_", "-"): getattr(args, name) for name in names.split()}
-    return {"generator": "nmnist", "distortion-num": layout.clutter, "mnist": content.hexdigest()[:16]} | values
+    return {"generator": "nmnist", "distortion-num": layout.clutter, "mnist": digits.content_digest(splits)} | values
 
 
 def check_space(args, layout: placements.Layout, images: int) -> None:

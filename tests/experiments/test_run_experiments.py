@@ -15,7 +15,7 @@ from matplotlib.figure import Figure as Canvas
 import train_mnist
 from common import cli, lock
 from common.errors import BadInput, WorkFailed
-from data.cluttered_mnist import digits, generate_data
+from data.cluttered_mnist import generate_data
 from experiments import (
     claims,
     demo,
@@ -315,10 +315,6 @@ def test_digits_other_than_mnist_are_in_the_names_of_folders_and_in_the_label(ma
     flags = ["figure4", "--preset", "small", "--num_examples", "260", "--seeds", "1"]
     made = plan(*flags, "--mnist", "digits")
     assert {run.setting.label for run in made} == {"small, --num_examples 260, --mnist digits"}
-    splits = digits.load("digits")
-    args = generate_data.parse_args(["--out", "x", "--canvas", "40"])
-    content = generate_data.settings_of(args, generate_data.make_layout(args), splits)["mnist"]
-    assert sources.content_digest(splits) == content
 
 
 def test_mnist_itself_keeps_the_names_that_runs_have(mnist_dir, tmp_path):
