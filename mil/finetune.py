@@ -32,7 +32,7 @@ from mil.self_paced import INIT, Holder, Pace
 from mil.tiles import Draws, Joined, Thinned, TileBags
 from models import dsmil, embedders, weights
 from models import encoder as encoders
-from models.encoder import Encoder
+from models.encoder import TileEncoder
 
 EVAL_EVERY = 3  # epochs between validation losses
 INITIAL = "encoder_init.pth"
@@ -164,14 +164,14 @@ def with_witness_rate(train: TileBags, args) -> TileBags:
 class Learner:
     """What a step works on and changes."""
 
-    encoder: Encoder
+    encoder: TileEncoder
     optimizer: torch.optim.Optimizer  # plain SGD, which has no state
     scaler: torch.amp.GradScaler
     device: torch.device
     args: argparse.Namespace
 
 
-def fit(encoder: Encoder, splits: dict[str, TileBags], args, device, log: tracker.Tracker) -> Pace:
+def fit(encoder: TileEncoder, splits: dict[str, TileBags], args, device, log: tracker.Tracker) -> Pace:
     """All epochs and MIL rounds in args.logdir, continuing what is there; returns where they ended."""
     data = Joined([splits[name] for name in ENCODER_BAGS[args.encoder_bags]])
     optimizer = torch.optim.SGD(encoder.parameters(), args.lr, weight_decay=args.weight_decay)
