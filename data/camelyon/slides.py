@@ -10,7 +10,7 @@ from common.files import read_table
 from data.slides.pyramid import MASK_ENDING, SUFFIXES, find_files
 
 SLIDE_FOLDERS = ("", "images", "center_*", "centre_*")  # where slides lie below --base_path
-SPLIT_OF_CENTRE = {0: "train", 1: "train", 2: "train", 3: "val", 4: "test"}  # paper, appendix A.2
+SPLIT_OF_CENTRE = {0: "train", 1: "train", 2: "train", 3: "val", 4: "test"}  # Pawlowski 2019, appendix A.2
 SPLIT_FOLDERS = {"train": "", "val": "valid", "test": "test"}  # where a split's crops lie in the crop folder
 STAGES = {"negative", "itc", "micro", "macro"}
 _NAME = re.compile(r"patient_([0-9]{3})_node_[0-9]{1,3}\Z")

@@ -33,7 +33,7 @@ from experiments.figures import FIGURES, PAPER, SMALL, Point
 from experiments.runs import Places, Trial
 
 ROOT = Path(__file__).parents[2]
-POINTS = {  # of the paper, nMNIST (and noise) + nCAMELYON
+POINTS = {  # of Pawlowski 2019, nMNIST (and noise) + nCAMELYON
     **{"figure4": 5 + 11, "figure5a": 6 * 5, "figure5b": 4 * 5 - 1, "figure5c": 4 * 11, "figure6": 6 * 5 * 12},
     **{"figure7": 3 * (5 + 11), "figure8": 4 * (5 + 11), "figure9": 2 * 5 * 4, "figure12": 7 * 3 * 4},
     **{
