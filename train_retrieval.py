@@ -72,7 +72,8 @@ def _fill_in(args):
         args.weights = "random" if autoencoder else "imagenet"
     if args.lr is None:
         args.lr = AUTOENCODER_RATE if autoencoder else RATES[args.train_layers]
-    args.reconstruction_epochs *= autoencoder
+    if not autoencoder:
+        args.reconstruction_epochs = 0
     return args
 
 

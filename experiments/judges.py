@@ -149,8 +149,9 @@ def gains(evidence, axis: str, along: str):
         if low and high and high.value > ABOVE_CHANCE:
             error = float(np.hypot(low.error, high.error))
             differences[place,] = Mean(high.value - low.value, error, min(low.n, high.n))
-    first, *_, last = [*differences.values()] if len(differences) > 1 else [None, None]
-    return decide([compare(last, first)] if first else []), f"gains {show(differences)}"
+    gained = list(differences.values())
+    signs = [compare(gained[-1], gained[0])] if len(gained) > 1 else []
+    return decide(signs), f"gains {show(differences)}"
 
 
 def limit(evidence, threshold: float):

@@ -9,7 +9,7 @@ contrast between confident positive tiles and hard negative ones. Source: HNM-WS
 
 import argparse
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -217,9 +217,7 @@ def first_pace(encoder, splits, args, device) -> Pace:
         save_encoder(path, Learner(encoder, None, None, device, args))
     found, scores = mil_round(INIT, splits, args, device)
     first = pace.after_round(found, scores, args)
-    return Pace(
-        pace.scores if args.pseudo_label_path else scores, args.ro, args.ro_neg, False, first.best_f1, first.rounds
-    )
+    return replace(first, scores=pace.scores if args.pseudo_label_path else scores, updated=False)
 
 
 def read_scores(splits, args) -> dict[str, np.ndarray]:

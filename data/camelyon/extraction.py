@@ -131,9 +131,12 @@ def _run(jobs, extract, draw, folder, settings, args):
     records = [record for job in sorted(jobs, key=lambda job: job.name) if (record := _record(job, folder, args))]
     problem = _write_table(records, folder, kept)
     _name_others(jobs, folder)
-    if problem and not todo:  # nothing is missing in the table
+    problems = sorted(failures) + absent
+    if problem and todo:
+        problems.append(problem)
+    elif problem:  # nothing is missing in the table
         print(problem)
-    return records, sorted(failures) + absent + [problem] * bool(problem and todo)
+    return records, problems
 
 
 def outstanding(jobs: list[SlideJob], folder: Path, settings: dict, args) -> tuple[list[SlideJob], list[str]]:
