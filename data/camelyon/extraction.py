@@ -268,7 +268,12 @@ def _write_table(records, folder, kept):
     path, ours = folder / "crops.csv", manifest.checksums(table)
     same = os.path.lexists(path) and manifest.file_checksums(path) == ours
     before = manifest.Manifest(folder).entries.get(path.name)
-    sums = {path.name: ours} if same or not kept else {path.name: before} if before else {}
+    if same or not kept:
+        sums = {path.name: ours}
+    elif before:
+        sums = {path.name: before}
+    else:
+        sums = {}
     for record in records:  # those of earlier versions have no checksums
         sums |= record.get("crc32") or _checksums(record["rows"], folder)
     if not same and not kept:
