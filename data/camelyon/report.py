@@ -109,12 +109,12 @@ def print_plan(jobs, crops_of: Callable, crop_bytes: int, worker_pixels: int, fo
     for job in jobs:
         try:
             with Slide(job.path, args.level) as slide:
-                crops, (height, width) = crops_of(job, slide, args), slide.shape
+                n_crops, (height, width) = crops_of(job, slide, args), slide.shape
         except (BadInput, OSError) as error:
             problems.append(one_line(job.name, error))
             continue
-        total += crops
-        print(f"{job.name}  {job.split:5}  {width} x {height} px  at most {crops} crops  {job.path}")
+        total += n_crops
+        print(f"{job.name}  {job.split:5}  {width} x {height} px  at most {n_crops} crops  {job.path}")
     memory = (WORKER_BYTES + 40 * worker_pixels) / 1e9
     parent = next(path for path in [folder, *folder.absolute().parents] if path.exists())
     free = shutil.disk_usage(parent).free / 1e9
