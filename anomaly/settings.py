@@ -1,7 +1,7 @@
 """DPA's configurations of Shvetsova et al. 2021 by name, as defaults of the flags: train_anomaly.py --setting NAME.
 
-Certain, from the original's configuration files; how the NIH pictures are cropped before is the user's to say. Learning
-rates of cifar10 and svhn were chosen by class, of which one is here.
+The numbers are those of the original's configuration files, which do not say how NIH's pictures were cropped before.
+They have a learning rate for each class of cifar10 and svhn; here is the one of cifar10's class 0, and none of svhn.
 """
 
 CAMELYON16 = {"tile": 64, "crop": 64, "random_crop": True, "flip": True, "latent_res": 8, "latent_dim": 4, "dims": (4,)}

@@ -204,7 +204,7 @@ class RunFolder:
 
         Between two of them it saves when it is time to, or when a signal asks it to, and then stops.
 
-        After the last one, signals end the work at once, and its place is saved: evaluation follows.
+        After the last one a signal stops even an evaluation at once, and the run is saved as after the last step.
         """
         epoch = len(self.history) + 1
         for item in processes.progress_on_rank_0(steps, len(steps), f"epoch {epoch}", "step"):

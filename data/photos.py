@@ -165,7 +165,7 @@ class Arrays(Photos):
         return _to_float(self.images[i]), int(self.labels[i])
 
     def check_one_size(self) -> None:
-        """They have."""
+        """Nothing to check: the pictures of one array are of one size."""
 
     def fingerprint(self) -> str:
         return hashlib.sha256(self.images.tobytes() + self.labels.tobytes()).hexdigest()

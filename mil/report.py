@@ -1,4 +1,4 @@
-"""What a trained bag classifier leaves of a split: scores.csv, maps, instance scores, a sheet of pictures."""
+"""What a trained bag classifier leaves of a split: scores/{split}.csv, maps, instance scores, a sheet of pictures."""
 
 from pathlib import Path
 
