@@ -80,15 +80,12 @@ def summarise(rows: list[dict]) -> dict:
     """
     negatives = [row for row in rows if row["label"] == 0]
     positives = [row for row in rows if row["label"] == 1]
+    measured = [row for row in positives if row["o2i"] is not None]
     ranges = [
-        {"o2i": name, **_scores([row for row in positives if _within(row, low, high)], negatives)}
+        {"o2i": name, **_scores([row for row in measured if low < row["o2i"] <= high], negatives)}
         for name, low, high in RANGES
     ]
     return {"images": len(rows), **_scores(positives, negatives), "ranges": ranges}
-
-
-def _within(row, low, high):
-    return row["o2i"] is not None and low < row["o2i"] <= high
 
 
 def _scores(positives, negatives):

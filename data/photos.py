@@ -191,7 +191,7 @@ def load_folder(args, split: str) -> Photos | None:
     folder = args.photos / split
     if not args.photos.is_dir():
         raise BadInput(f"--photos {args.photos}: no such folder")
-    found = {name: _pictures_below(folder / name) for name in CLASSES}
+    found = {name: list_images(folder / name, empty=True) if (folder / name).is_dir() else [] for name in CLASSES}
     if split == "train" and (found["abnormal"] or found["anomaly"]):
         name = "abnormal" if found["abnormal"] else "anomaly"
         raise BadInput(f"{folder / name / found[name][0]}: abnormal, but training takes normal images only; move it")
@@ -199,11 +199,6 @@ def load_folder(args, split: str) -> Photos | None:
         print(f"{folder / 'anomaly'}: taken as {folder / 'abnormal'}")
     names = [(f"{name}/{file}", label) for name, label in CLASSES.items() for file in found[name]]
     return Photos(folder, *map(list, zip(*names, strict=True))) if names else None
-
-
-def _pictures_below(folder):
-    """As list_images; a folder that is not there has none."""
-    return list_images(folder, empty=True) if folder.is_dir() else []
 
 
 def load_unlabelled(folder: Path) -> Photos:

@@ -57,7 +57,7 @@ class Config:
 
     def to_dict(self) -> dict:
         """As a checkpoint holds it."""
-        return {"kind": "encoder", **{name: _plain(value) for name, value in asdict(self).items()}}
+        return {"kind": "encoder", **asdict(self), "mean": list(self.mean), "std": list(self.std)}
 
     @classmethod
     def from_dict(cls, content: dict) -> "Config":
@@ -66,10 +66,6 @@ class Config:
         if content["norm"] not in NORMS or len(mean) != 3 or len(std) != 3 or not 0 < content["width"] <= 1:
             raise ValueError("config of an encoder")
         return cls(content["norm"], float(content["width"]), mean, std)
-
-
-def _plain(value):
-    return list(value) if isinstance(value, tuple) else value
 
 
 class TileEncoder(nn.Module):
