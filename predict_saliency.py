@@ -34,18 +34,11 @@ from models.classifier import NeedleClassifier
 from models.saliency import saliency_maps
 
 DATA = {"mnist": mnist, "camelyon": camelyon}
-PANELS_PER_ROW = 5
 COLUMNS = ("img", "img_path", "label", "pred", "prob", "peak_y", "peak_x", "confidence", "hit")  # of pred.csv
 OWN = re.compile(  # names of what is written
     r"(sal|pred)_\d+\.npy|overlay_\d+\.png|contact_sheet\.png|pred\.csv|localization\.json"
     r"|run\.json|rows\.jsonl|\.[\w.]+\.part"
 )
-OUTCOMES = {  # (label, prediction) -> row of the contact sheet, as in figures 16 and 18-21
-    (1, 1): "true positives",
-    (0, 1): "false positives",
-    (1, 0): "false negatives",
-    (0, 0): "true negatives",
-}
 
 
 def parse_args(argv=None):
@@ -266,10 +259,10 @@ def draw_pictures(data, maps: MapFolder, overlays: int) -> None:
     for row in maps.rows[:overlays]:
         pictures.write_png(maps.part / f"overlay_{row['img']}.png", pictures.draw(make_panel(data, maps, row)))
     sheet = []
-    for outcome in OUTCOMES:
+    for outcome in pictures.OUTCOMES:
         rows = [row for row in maps.rows if (row["label"], row["pred"]) == outcome]
-        sheet.append([make_panel(data, maps, row) for row in rows[:PANELS_PER_ROW]])
-    pictures.contact_sheet(maps.part / "contact_sheet.png", sheet, list(OUTCOMES.values()))
+        sheet.append([make_panel(data, maps, row) for row in rows[: pictures.PANELS_PER_ROW]])
+    pictures.contact_sheet(maps.part / "contact_sheet.png", sheet, list(pictures.OUTCOMES.values()))
 
 
 def make_panel(data, maps: MapFolder, row: dict) -> pictures.Panel:

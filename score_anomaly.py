@@ -22,8 +22,6 @@ from common.table import GrowingTable
 from data import SPLITS, datatypes, loaders
 
 OWN = re.compile(r"map_\d+\.npy|overlay_\d+\.png|contact_sheet\.png")
-PANELS_PER_ROW = 5
-OPACITY = 0.6  # of the map over its image
 
 
 def parse_args(argv=None):
@@ -138,7 +136,7 @@ def draw_pictures(scorer: Scorer, table: GrowingTable) -> None:
     for i, found in zip(chosen, scorer.scored(chosen), strict=True):
         row, image = table.rows[i], found.image.permute(1, 2, 0).numpy()  # (H, W, 1 or 3)
         heat = np.clip((found.pixels() - low) / max(high - low, 1e-12), 0, 1)
-        picture = pictures.blend_saliency(image, heat, top=1 / OPACITY)
+        picture = pictures.blend_saliency(image, heat, top=1 / pictures.OPACITY)
         title, mask = f"image {i}, {row['score']:.3g}", scorer.data.object_mask(i)
         panels[i] = pictures.Panel(picture, title, mask=mask, color=scorer.data.outline)
     for row in overlays:
@@ -153,7 +151,7 @@ def extremes(rows: list[dict]) -> dict[str, list[dict]]:
     for title, label in {"abnormal": 1, "normal": 0, "images": None}.items():
         found = sorted((row for row in rows if row["label"] == label), key=lambda row: -row["score"])
         if found:
-            n = min(PANELS_PER_ROW, -(-len(found) // 2))
+            n = min(pictures.PANELS_PER_ROW, -(-len(found) // 2))
             sheet |= {f"{title}, highest": found[:n], f"{title}, lowest": found[-n:][::-1]}
     return sheet
 

@@ -11,16 +11,8 @@ from mil.bags import UNKNOWN, Bags
 
 INSTANCES = ("bag", "y", "x", "score", "truth")  # columns of instances_{split}.csv
 PICTURED = "test"  # the split that gets a sheet, which takes longer than its scores
-PANELS_PER_ROW = 5
 LARGEST = 256  # px of a panel without an image
-TINT = 0.6  # opacity of the red over the highest instances
-BRIGHTEST = 99  # percentile of a split's instance probabilities that gets it; the median gets none
-OUTCOMES = {  # (label, prediction) -> row of the contact sheet
-    (1, 1): "true positives",
-    (0, 1): "false positives",
-    (1, 0): "false negatives",
-    (0, 0): "true negatives",
-}
+BRIGHTEST = 99  # percentile of a split's instance probabilities that is drawn red; the median gets no red
 
 
 def write(logdir: Path, split: str, bags: Bags, found: rounds.Scores, threshold: float, images=None) -> dict:
@@ -100,11 +92,13 @@ def sheet(path: Path, bags: Bags, found: rounds.Scores, threshold: float, images
     weights = [((each - low) / max(high - low, 1e-9)).clip(0, 1) for each in values]
     predictions = (found.bags >= threshold).astype(int)
     panels = []
-    for label, predicted in OUTCOMES:
-        chosen = np.flatnonzero((bags.labels == label) & (predictions == predicted))[:PANELS_PER_ROW]
+    for label, predicted in pictures.OUTCOMES:
+        chosen = np.flatnonzero((bags.labels == label) & (predictions == predicted))[: pictures.PANELS_PER_ROW]
         panels.append([panel(i, bags, weights[i], probabilities(found.bags)[i], images) for i in chosen.tolist()])
     limit = float(probabilities(np.array([threshold]))[0])
-    titles = [f"{title}\n(p {'≥' if predicted else '<'} {limit:.2f})" for (_, predicted), title in OUTCOMES.items()]
+    titles = [
+        f"{title}\n(p {'≥' if predicted else '<'} {limit:.2f})" for (_, predicted), title in pictures.OUTCOMES.items()
+    ]
     pictures.contact_sheet(path, panels, titles)
 
 
@@ -116,16 +110,11 @@ def panel(i: int, bags: Bags, weights: np.ndarray, probability: float, images) -
         side = max(1, LARGEST // max(cells.shape))
         cells = cells.repeat(side, 0).repeat(side, 1)
         missing = np.isnan(cells)[..., None].astype(float)  # white
-        return pictures.Panel(tint(missing, np.nan_to_num(cells) / TINT), title)
+        return pictures.Panel(pictures.blend_saliency(missing, np.nan_to_num(cells), top=1), title)
     image = images.image(i).permute(1, 2, 0).numpy()  # (H, W, 1 or 3)
     weight = np.zeros(image.shape[:2])
     for (y, x), value in zip(bags.corners[i], weights, strict=True):
         area = weight[y : y + bags.tile, x : x + bags.tile]
         np.maximum(area, value, out=area)  # where tiles overlap
-    return pictures.Panel(tint(image, weight), title, mask=images.object_mask(i), color=images.data.outline)
-
-
-def tint(image: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    """Lay red over an image (H, W, 1 or 3), TINT times weight (H, W) of it: (H, W, 3) uint8."""
-    weight = TINT * weight[..., None]
-    return pictures.rgb(image.clip(0, 1) * (1 - weight) + np.array([1, 0, 0]) * weight)
+    picture = pictures.blend_saliency(image, weight, top=1 / pictures.OPACITY)
+    return pictures.Panel(picture, title, mask=images.object_mask(i), color=images.data.outline)
