@@ -54,8 +54,8 @@ def parse_args(argv=None):
     parser.add_argument("--datatype", choices=DATA, required=True, help="what the network was trained on")
     parser.add_argument("--split", choices=["train", "val", "test"], default="val", help="images to explain")
     parser.add_argument("--overlays", type=cli.natural, default=16, help="how many overlay_{i}.png to write")
-    mnist.add_flags(parser)
-    camelyon.add_flags(parser)
+    for data in DATA.values():
+        data.add_flags(parser)
     loaders.add_flags(parser)
     processes.add_flags(parser)
     parser.add_argument("--seed", type=cli.natural, help="seed that chooses the crops of a class (default: the run's)")
