@@ -43,8 +43,15 @@ def parse_args(argv=None):
     group = parser.add_argument_group("data, by default the run's")
     group.add_argument("--seed", type=cli.natural, help="that chooses the crops of a class")
     group.add_argument("--images", type=cli.path, help="folder of images without labels, to score these")
-    datatypes.add_flags(parser)
-    return parser.parse_args(argv), parser
+    group.add_argument(
+        "--embedder_weights",
+        "--vgg_weights",
+        type=cli.path,
+        metavar="FILE",
+        help="the frozen network's weights, where their file is no longer where the training found it",
+    )
+    datatypes.add_flags_of_run(parser)
+    return parser.parse_args(argv)
 
 
 def plain_name(text: str) -> str:
@@ -55,13 +62,15 @@ def plain_name(text: str) -> str:
 
 
 def main(argv=None):
-    args, parser = parse_args(argv)
+    args = parse_args(argv)
     device = processes.select(args.device, args.precision, args.deterministic)
     if processes.world_size() > 1:
         raise BadInput("score_anomaly.py runs in one process: start it without torchrun")
     saved, path = runs.read_run(args.logdir)
     config = saved["config"]
-    datatypes.take_flags_of_run(args, parser, saved["args"])
+    if args.embedder_weights:
+        saved["args"]["embedder_weights"] = args.embedder_weights
+    datatypes.take_flags_of_run(args, saved["args"])
     args.seed = saved["args"].get("seed") if args.seed is None else args.seed
     args.name = args.name or ("images" if args.images else args.split)
     if args.tile not in (None, config["tile"]):

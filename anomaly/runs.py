@@ -68,5 +68,7 @@ def arguments(saved: dict) -> argparse.Namespace:
 def check_same_network(found: dict, config: dict, path: Path) -> None:
     """BadInput when a frozen network, as its describe() says, is not the one that the detector was trained with."""
     for name, value in found.items():
-        if config.get(name) != value:
-            raise BadInput(f"{path}: trained with {name} {config.get(name)}, found {value}; give the same weights")
+        renamed = name == "weights" and found.get("weights_sha256")  # a file is told by its digest
+        if config.get(name) != value and not renamed:
+            advice = "--embedder_weights names their file"
+            raise BadInput(f"{path}: trained with {name} {config.get(name)}, found {value}; {advice}")

@@ -55,6 +55,7 @@ def add_flags(
         "--embedder_checkpoint",
         *aliases,
         dest="embedder_weights",
+        type=pretrained.source,
         metavar="imagenet|FILE|random",
         default="imagenet",
         help="its weights; of bagnet and encoder FILE is the best_checkpoint.pth of a run",
