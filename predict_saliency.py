@@ -1,6 +1,5 @@
 """Write saliency maps, local prediction maps and localisation scores of a trained network's images."""
 
-import hashlib
 import json
 import os
 import re
@@ -22,6 +21,7 @@ from common.files import (
     open_input,
     open_own,
     read_json,
+    sha256_of,
     write_csv,
     write_json,
     write_npy,
@@ -67,9 +67,7 @@ def parse_args(argv=None):
 
 def main(argv=None):
     args = parse_args(argv)
-    device = processes.select(args.device, args.precision, args.deterministic)
-    if processes.world_size() > 1:
-        raise BadInput("predict_saliency.py runs in one process: start it without torchrun")
+    device = processes.select_alone("predict_saliency.py", args.device, args.precision, args.deterministic)
     model, scale = load_model(args)
     model.to(device).eval()
     data = DATA[args.datatype].load_splits(args, [args.split])[args.split]
@@ -213,7 +211,7 @@ def _is_row(row, i):
 
 def settings_of_maps(args, data) -> dict:
     """What decides the maps."""
-    digest = hashlib.sha256((args.logdir / checkpoint.BEST).read_bytes()).hexdigest()
+    digest = sha256_of(args.logdir / checkpoint.BEST)
     chosen = {"split": args.split, "precision": args.precision, "batch_size": args.batch_size}
     return {"checkpoint": digest, "data": data.fingerprint(), **chosen}
 

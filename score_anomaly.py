@@ -5,7 +5,6 @@ of the object where it is known, and in LOGDIR/scores/{split}/ overlays, a conta
 """
 
 import argparse
-import hashlib
 import re
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from anomaly.methods import METHODS
 from anomaly.scoring import AGGREGATES, ScoredImage, score_images
 from common import cli, lock, pictures, processes, runfolder, scores
 from common.errors import BadInput
-from common.files import make_subfolder, write_npy
+from common.files import make_subfolder, sha256_of, write_npy
 from common.table import GrowingTable
 from data import SPLITS, datatypes, loaders
 
@@ -63,9 +62,7 @@ def plain_name(text: str) -> str:
 
 def main(argv=None):
     args = parse_args(argv)
-    device = processes.select(args.device, args.precision, args.deterministic)
-    if processes.world_size() > 1:
-        raise BadInput("score_anomaly.py runs in one process: start it without torchrun")
+    device = processes.select_alone("score_anomaly.py", args.device, args.precision, args.deterministic)
     saved, path = runs.read_run(args.logdir)
     config = saved["config"]
     if args.embedder_weights:
@@ -85,7 +82,7 @@ def main(argv=None):
     method = METHODS[config["method"]]
     with lock.held(args.logdir, "--logdir", ".scores.lock"):
         detector = method.load(saved, path, device)
-        identity = {"checkpoint": hashlib.sha256(path.read_bytes()).hexdigest(), "data": data.fingerprint()}
+        identity = {"checkpoint": sha256_of(path), "data": data.fingerprint()}
         identity |= {name: getattr(args, name) for name in ("stride", "aggregate", "maps", "precision")}
         folder = make_subfolder(make_subfolder(args.logdir, "scores"), args.name)
         table = GrowingTable(folder, identity | {"images": vars(data.transform)}, OWN, scores.COLUMNS)

@@ -17,11 +17,11 @@ from anomaly import adversarial, reconstruction
 from anomaly.runs import arguments, check_same_network, open_run
 from common import checkpoint, cli, processes
 from common.errors import BadInput
+from common.files import sha256_of
 from common.optimizers import Resumable
 from models.autoencoder import AutoencoderConfig, Decoder, Encoder, critic, resolutions
 from models.perceptual import Perceptual, distance, distance_map, layer_weights
 from models.perceptual import add_flags as add_perceptual_flags
-from models.weights import sha256_of
 
 BETAS = (0.5, 0.99)  # of Adam
 CRITIC_STEPS = 2  # of both critics before each step of encoder and decoder

@@ -1,6 +1,5 @@
 """Pretrained weights for every system: torchvision's ImageNet weights, a file, or random ones; never in silence."""
 
-import hashlib
 import os
 import sys
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 
 from common import checkpoint, cli, torch_format
 from common.errors import BadInput
-from common.files import open_input
+from common.files import sha256_of
 
 ENUMS = {  # network -> torchvision's weights: their address ends in the first digits of the file's sha256
     "vgg16": torchvision.models.VGG16_Weights.IMAGENET1K_FEATURES,  # Oxford's own, convolutions alone
@@ -188,12 +187,3 @@ def _input_of(network, sha256):
     if sha256.startswith(_digits(ENUMS[network].url)):
         return USUAL_INPUT.get(network, "torchvision")
     return None
-
-
-def sha256_of(path: Path) -> str:
-    """Hex digest of a file. BadInput names one that cannot be read."""
-    digest = hashlib.sha256()
-    with open_input(path) as file:
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()
