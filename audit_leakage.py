@@ -19,7 +19,7 @@ from data.camelyon import dataset as camelyon
 from data.camelyon import origins
 from data.cluttered_mnist import dataset as mnist
 from data.folders import PhotoFolder
-from models import embedders, resnet
+from models import embedders, near_duplicates
 from retrieval import audit, index
 from retrieval.index import Objects, Vectors
 from retrieval.matches import Images, Matches, draw_pairs, hold_against_truth, known_duplicates, write_table
@@ -103,7 +103,7 @@ def main(argv=None):
     device = processes.select_alone("audit_leakage.py", args.device, args.precision, args.deterministic)
     queries, gallery, reference = load_images(args)
     method = read_scores(args.scores, queries) if args.scores else None
-    network = resnet.load_network(args.logdir) if args.logdir else embedders.build(args, pool="gem")
+    network = near_duplicates.load_network(args.logdir) if args.logdir else embedders.build(args, pool="gem")
     with lock.held(args.out, "--out"):
         vectors = embed_all(queries, gallery, reference, network.to(device), args, device)
         report = {"arguments": runfolder.plain(args), "embedder": network.describe()}

@@ -141,9 +141,15 @@ class Detector(nn.Module):
 
 def network_of(args, in_channels: int) -> AutoencoderConfig:
     """The network that the flags ask for."""
-    initial = args.initial_res if args.progressive else args.tile
-    shape = (in_channels, args.tile, initial, args.latent_res, args.latent_dim, tuple(args.dims), args.network)
-    return AutoencoderConfig(*shape)
+    return AutoencoderConfig(
+        in_channels=in_channels,
+        max_res=args.tile,
+        initial_res=args.initial_res if args.progressive else args.tile,
+        latent_res=args.latent_res,
+        latent_dim=args.latent_dim,
+        dims=tuple(args.dims),
+        kind=args.network,
+    )
 
 
 def planned_stages(args) -> list[growing.Stage]:

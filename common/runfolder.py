@@ -379,7 +379,8 @@ class RunFolder:
             numbers = all(isinstance(name, str) and isinstance(value, (int, float)) for name, value in row.items())
             if row["epoch"] != epoch or not numbers:
                 raise ValueError(f"row {epoch} of the history")
-        if not (best_epoch is None and not rows) and not 1 <= best_epoch <= len(rows):
+        fits = best_epoch in range(1, len(rows) + 1) if rows else best_epoch is None
+        if not fits:
             raise ValueError(f"best epoch {best_epoch} of {len(rows)}")
         self.history, self.best = rows, rows[best_epoch - 1] if rows else None
         if self.best is not None and not set(self.columns) <= self.best.keys():

@@ -5,7 +5,7 @@ from torch import nn
 from common import cli
 from common.errors import BadInput
 from data import pairs
-from models import embedders, resnet
+from models import embedders, near_duplicates
 
 
 def add_flags(parser) -> None:
@@ -26,7 +26,7 @@ def load(args) -> nn.Module:
 
     BadInput when it takes larger images than views are.
     """
-    network = embedders.build(args, pool="gem") if args.logdir is None else resnet.load_network(args.logdir)
+    network = embedders.build(args, pool="gem") if args.logdir is None else near_duplicates.load_network(args.logdir)
     if network.smallest > pairs.SIZE:
         raise BadInput(f"--embedder {args.embedder}: needs images of {network.smallest} px, pairs have {pairs.SIZE}")
     return network
