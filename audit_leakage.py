@@ -100,7 +100,7 @@ def _share(text):
 
 def main(argv=None):
     args = parse_args(argv)
-    device = processes.select(args.device, args.precision, args.deterministic)
+    device = processes.select_alone("audit_leakage.py", args.device, args.precision, args.deterministic)
     queries, gallery, reference = load_images(args)
     method = read_scores(args.scores, queries) if args.scores else None
     network = near_duplicates.load_network(args.logdir) if args.logdir else embedders.build(args, pool="gem")

@@ -1,6 +1,5 @@
 """Write saliency maps, local prediction maps and localisation scores of a trained network's images."""
 
-import hashlib
 import json
 import os
 import re
@@ -22,6 +21,7 @@ from common.files import (
     open_input,
     open_own,
     read_json,
+    sha256_of,
     write_csv,
     write_json,
     write_npy,
@@ -47,8 +47,8 @@ def parse_args(argv=None):
     parser.add_argument("--datatype", choices=DATA, required=True, help="what the network was trained on")
     parser.add_argument("--split", choices=["train", "val", "test"], default="val", help="images to explain")
     parser.add_argument("--overlays", type=cli.natural, default=16, help="how many overlay_{i}.png to write")
-    mnist.add_flags(parser)
-    camelyon.add_flags(parser)
+    for data in DATA.values():
+        data.add_flags(parser)
     loaders.add_flags(parser)
     processes.add_flags(parser)
     parser.add_argument("--seed", type=cli.natural, help="seed that chooses the crops of a class (default: the run's)")
@@ -60,9 +60,7 @@ def parse_args(argv=None):
 
 def main(argv=None):
     args = parse_args(argv)
-    device = processes.select(args.device, args.precision, args.deterministic)
-    if processes.world_size() > 1:
-        raise BadInput("predict_saliency.py runs in one process: start it without torchrun")
+    device = processes.select_alone("predict_saliency.py", args.device, args.precision, args.deterministic)
     model, scale = load_model(args)
     model.to(device).eval()
     data = DATA[args.datatype].load_splits(args, [args.split])[args.split]
@@ -206,7 +204,7 @@ def _is_row(row, i):
 
 def settings_of_maps(args, data) -> dict:
     """What decides the maps."""
-    digest = hashlib.sha256((args.logdir / checkpoint.BEST).read_bytes()).hexdigest()
+    digest = sha256_of(args.logdir / checkpoint.BEST)
     chosen = {"split": args.split, "precision": args.precision, "batch_size": args.batch_size}
     return {"checkpoint": digest, "data": data.fingerprint(), **chosen}
 

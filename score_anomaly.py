@@ -5,7 +5,6 @@ of the object where it is known, and in LOGDIR/scores/{split}/ overlays, a conta
 """
 
 import argparse
-import hashlib
 import re
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from anomaly.methods import METHODS
 from anomaly.scoring import AGGREGATES, ScoredImage, score_images
 from common import cli, lock, pictures, processes, runfolder, scores
 from common.errors import BadInput
-from common.files import make_subfolder, write_npy
+from common.files import make_subfolder, sha256_of, write_npy
 from common.table import GrowingTable
 from data import SPLITS, datatypes, loaders
 
@@ -41,8 +40,15 @@ def parse_args(argv=None):
     group = parser.add_argument_group("data, by default the run's")
     group.add_argument("--seed", type=cli.natural, help="that chooses the crops of a class")
     group.add_argument("--images", type=cli.path, help="folder of images without labels, to score these")
-    datatypes.add_flags(parser)
-    return parser.parse_args(argv), parser
+    group.add_argument(
+        "--embedder_weights",
+        "--vgg_weights",
+        type=cli.path,
+        metavar="FILE",
+        help="the frozen network's weights, where their file is no longer where the training found it",
+    )
+    datatypes.add_flags_of_run(parser)
+    return parser.parse_args(argv)
 
 
 def plain_name(text: str) -> str:
@@ -53,13 +59,13 @@ def plain_name(text: str) -> str:
 
 
 def main(argv=None):
-    args, parser = parse_args(argv)
-    device = processes.select(args.device, args.precision, args.deterministic)
-    if processes.world_size() > 1:
-        raise BadInput("score_anomaly.py runs in one process: start it without torchrun")
+    args = parse_args(argv)
+    device = processes.select_alone("score_anomaly.py", args.device, args.precision, args.deterministic)
     saved, path = runs.read_run(args.logdir)
     config = saved["config"]
-    datatypes.take_flags_of_run(args, parser, saved["args"])
+    if args.embedder_weights:
+        saved["args"]["embedder_weights"] = args.embedder_weights
+    datatypes.take_flags_of_run(args, saved["args"])
     args.seed = saved["args"].get("seed") if args.seed is None else args.seed
     args.name = args.name or ("images" if args.images else args.split)
     if args.tile not in (None, config["tile"]):
@@ -74,7 +80,7 @@ def main(argv=None):
     method = METHODS[config["method"]]
     with lock.held(args.logdir, "--logdir", ".scores.lock"):
         detector = method.load(saved, path, device)
-        identity = {"checkpoint": hashlib.sha256(path.read_bytes()).hexdigest(), "data": data.fingerprint()}
+        identity = {"checkpoint": sha256_of(path), "data": data.fingerprint()}
         identity |= {name: getattr(args, name) for name in ("stride", "aggregate", "maps", "precision")}
         folder = make_subfolder(make_subfolder(args.logdir, "scores"), args.name)
         table = GrowingTable(folder, identity | {"images": vars(data.transform)}, OWN, scores.COLUMNS)

@@ -45,9 +45,7 @@ def add_method_flag(parser) -> None:
 
 def main(argv=None):
     args = parse_args(argv)
-    device = processes.select(args.device, args.precision, args.deterministic)
-    if processes.world_size() > 1:
-        raise BadInput("train_anomaly.py runs in one process: start it without torchrun")
+    device = processes.select_alone("train_anomaly.py", args.device, args.precision, args.deterministic)
     normals, val = (load_tiles(args, split) for split in ("train", "val"))
     datatypes.verify(args)
     if normals is None:

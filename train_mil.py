@@ -40,9 +40,7 @@ def parse_args(argv=None):
 def main(argv=None):
     args = parse_args(argv)
     check_flags(args)
-    device = processes.select(args.device, args.precision, args.deterministic)
-    if processes.world_size() > 1:
-        raise BadInput("train_mil.py runs in one process: start it without torchrun")
+    device = processes.select_alone("train_mil.py", args.device, args.precision, args.deterministic)
     with lock.held(args.logdir, "--logdir", ".mil.lock"):
         if args.datatype == "features":
             train_on_features(args, device)

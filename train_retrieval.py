@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 import common  # noqa: F401 (before torch)
 from common import cli, processes, runfolder
-from common.errors import BadInput
 from common.optimizers import Resumable
 from common.runfolder import RunFolder
 from data import loaders, pairs
@@ -79,11 +78,7 @@ def _fill_in(args):
 
 def main(argv=None):
     args = parse_args(argv)
-    device = processes.select(args.device, args.precision, args.deterministic)
-    if processes.world_size() > 1:
-        raise BadInput(
-            "train_retrieval.py runs in one process, whose batch holds the negatives: start without torchrun"
-        )
+    device = processes.select_alone("train_retrieval.py", args.device, args.precision, args.deterministic)
     make = manipulate.Manipulator(args.manipulations)
     splits = pairs.load_splits(args, make, args.loss == "triplet")
     processes.seed_everything(args.seed)  # before the weights are drawn

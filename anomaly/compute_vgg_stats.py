@@ -29,7 +29,7 @@ def parse_args(argv=None):
 
 def main(argv=None):
     args = parse_args(argv)
-    device = processes.select(args.device)
+    device = processes.select_alone("anomaly/compute_vgg_stats.py", args.device)
     if args.out.suffix != ".npz":
         raise BadInput(f"--out {args.out}: expected a name that ends in .npz")
     data = Transformed(photos.load_unlabelled(args.images), Transform(resize=args.resize))

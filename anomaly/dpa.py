@@ -15,6 +15,7 @@ from anomaly.runs import arguments, check_same_network, open_run
 from anomaly.settings import SETTINGS
 from common import checkpoint, cli, processes
 from common.errors import BadInput
+from common.files import sha256_of
 from common.optimizers import Resumable
 from data.normals import NormalTiles
 from models import autoencoder, perceptual, vgg
@@ -191,13 +192,13 @@ def fit(normals: NormalTiles, val: NormalTiles | None, args, device: torch.devic
         args,
         normals,
         device,
-        config,
-        learner.state(),
-        columns,
-        learner.sums,
-        ("lowest", min) if args.patience else ("epoch", max),
-        args.val_iter,
-        ("state_dict", "statistics") if detector.perceptual else ("state_dict",),
+        columns=columns,
+        config=config,
+        state=learner.state(),
+        sums=learner.sums,
+        best=("lowest", min) if args.patience else ("epoch", max),
+        steps_per_epoch=args.val_iter,
+        kept=("state_dict", "statistics") if detector.perceptual else ("state_dict",),
         scalars=lambda sums: {f"train/{name}": value for name, value in sums.items()},
         advice="lower --lr",
         limit=MOST_LOSS,
@@ -240,7 +241,7 @@ def check_flags(args, val) -> None:
 def sources(args) -> dict[str, str]:
     """Digests of the files that decide the weights, wherever they lie."""
     files = {"vgg_stats": args.vgg_stats, "finetune_from": args.finetune_from}
-    return {f"{name}_sha256": perceptual.pretrained.sha256_of(path) for name, path in files.items() if path}
+    return {f"{name}_sha256": sha256_of(path) for name, path in files.items() if path}
 
 
 def start_from(detector: Detector, path: Path) -> None:

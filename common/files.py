@@ -3,9 +3,11 @@
 import contextlib
 import csv
 import errno
+import hashlib
 import io
 import json
 import os
+import shutil
 import stat
 import tempfile
 from collections.abc import Sequence
@@ -49,6 +51,15 @@ def open_input(path: Path, most: int | None = None):
         file.close()
         raise BadInput(f"{path}: has {size:,} bytes, expected {most:,} at most")
     return file
+
+
+def sha256_of(path: Path) -> str:
+    """Hex digest of somebody's file. BadInput names one that cannot be read."""
+    digest = hashlib.sha256()
+    with open_input(path) as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def read_text(path: Path) -> str:
@@ -158,6 +169,12 @@ def atomic_open(path: Path, mode: str = "wb", sync: bool = True, keep: Path | No
     except BaseException:
         part.unlink(missing_ok=True)
         raise
+
+
+def copy_file(source: Path, target: Path) -> None:
+    """Copy somebody's file atomically."""
+    with open_input(source) as original, atomic_open(target) as file:
+        shutil.copyfileobj(original, file)
 
 
 def write_json(path: Path, content: dict) -> None:

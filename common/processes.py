@@ -64,6 +64,13 @@ def select(name: str, precision: str = "float32", deterministic: bool = False) -
     return device
 
 
+def select_alone(command: str, name: str, precision: str = "float32", deterministic: bool = False) -> torch.device:
+    """The device as `select` finds it, of a command that runs in one process; BadInput when torchrun began several."""
+    if os.environ.keys() >= LAUNCHED and os.environ["WORLD_SIZE"] != "1":
+        raise BadInput(f"{command} runs in one process: start it without torchrun")
+    return select(name, precision, deterministic)
+
+
 def _set_deterministic(on):
     """Let cuDNN, cuBLAS and PyTorch's own kernels take the ways that add in a fixed order, or refuse to compute."""
     if on == torch.are_deterministic_algorithms_enabled():

@@ -10,7 +10,7 @@ from shlex import quote
 import numpy as np
 
 from common import cli
-from common.files import make_folder, read_json
+from common.files import make_folder, read_json, sha256_of
 from data.camelyon import dataset as camelyon
 from data.cluttered_mnist import dataset as mnist
 from data.cluttered_mnist import digits
@@ -277,7 +277,7 @@ def weights_at_hand(network: str) -> tuple[str, str]:
     path = weights.find_imagenet(network) if network else None
     if path is None:
         return "random" if network else "", ""
-    return "imagenet", weights.sha256_of(path)[:8]
+    return "imagenet", sha256_of(path)[:8]
 
 
 def estimate(run: MethodTrial) -> float:

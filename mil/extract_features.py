@@ -11,7 +11,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import common  # noqa: F401 (before torch)
 from common import cli, lock, processes
-from common.errors import BadInput
 from data import loaders
 from mil import features, tiles
 from models import embedders
@@ -30,9 +29,7 @@ def parse_args(argv=None):
 
 def main(argv=None):
     args = parse_args(argv)
-    device = processes.select(args.device, args.precision, args.deterministic)
-    if processes.world_size() > 1:
-        raise BadInput("mil/extract_features.py runs in one process: start it without torchrun")
+    device = processes.select_alone("mil/extract_features.py", args.device, args.precision, args.deterministic)
     splits = tiles.load(args)
     loaders.verify(args, *filter(None, (args.data_path, args.pos_path, args.neg_path)))
     with lock.held(args.out, "--out"):

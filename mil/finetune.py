@@ -21,7 +21,7 @@ from torch import Tensor
 
 from common import checkpoint, cli, lock, processes, runfolder, signals
 from common.errors import BadInput
-from common.files import make_subfolder, read_json, write_json
+from common.files import make_subfolder, read_json, sha256_of, write_json
 from common.runfolder import RunFolder
 from data import loaders
 from mil import augment, bags, contrastive, features, hnm_layout, mining, pseudo_labels, report, rounds, self_paced
@@ -30,7 +30,7 @@ from mil.bags import Bags
 from mil.mining import Selection
 from mil.self_paced import INIT, Holder, Pace
 from mil.tiles import Draws, Joined, Thinned, TileBags
-from models import dsmil, embedders, weights
+from models import dsmil, embedders
 from models import encoder as encoders
 from models.encoder import TileEncoder
 
@@ -115,9 +115,7 @@ def main(argv=None):
     args = parse_args(argv)
     check_flags(args)
     log = tracker.Tracker(args.tracker, args.logdir.name)
-    device = processes.select(args.device, args.precision, args.deterministic)
-    if processes.world_size() > 1:
-        raise BadInput("mil/finetune.py runs in one process: start it without torchrun")
+    device = processes.select_alone("mil/finetune.py", args.device, args.precision, args.deterministic)
     splits = tiles.load(args)
     loaders.verify(args, *filter(None, (args.data_path, args.pos_path, args.neg_path)))
     splits["train"] = with_witness_rate(splits["train"], args)
@@ -233,7 +231,7 @@ def open_folder(learner: Learner, holder: Holder, data: TileBags, splits, args) 
     """The run's folder, to be continued by the same settings, bags and first scores."""
     fingerprint = " ".join(split.fingerprint() for split in splits.values())
     if args.pseudo_label_path:
-        fingerprint += " " + " ".join(map(weights.sha256_of, args.pseudo_label_path))
+        fingerprint += " " + " ".join(map(sha256_of, args.pseudo_label_path))
     config = learner.encoder.config.to_dict()
     return RunFolder(
         args,

@@ -60,9 +60,7 @@ def parse_args(argv=None):
 
 def main(argv=None):
     args = parse_args(argv)
-    device = processes.select(args.device, args.precision, args.deterministic)
-    if processes.world_size() > 1:
-        raise BadInput("mil/pretrain_simclr.py runs in one process: start it without torchrun")
+    device = processes.select_alone("mil/pretrain_simclr.py", args.device, args.precision, args.deterministic)
     splits = tiles.load(args, args.tiles_of)
     loaders.verify(args, *filter(None, (args.data_path, args.pos_path, args.neg_path)))
     data = Joined(list(splits.values()))

@@ -6,6 +6,7 @@ import numpy as np
 
 from common import metrics, pictures, scores
 from common.files import make_subfolder, write_csv, write_npy
+from data import tiles
 from mil import rounds
 from mil.bags import UNKNOWN, Bags
 
@@ -33,7 +34,7 @@ def write(logdir: Path, split: str, bags: Bags, found: rounds.Scores, threshold:
         sheet(folder / "contact_sheet.png", bags, found, threshold, images)
     result = rounds.evaluate(bags, found, threshold) | {"localization_ap": by_size["localization_ap"]}
     if by_size["localization_ap"] is not None:
-        result["localization_ap_chance"] = chance(rows, bags)
+        result["localization_ap_chance"] = chance(rows, bags, images)
     return result
 
 
@@ -52,9 +53,14 @@ def row_of(i: int, bags: Bags, found: rounds.Scores, images, known: bool) -> dic
     return row
 
 
-def chance(rows: list[dict], bags: Bags) -> float:
+def chance(rows: list[dict], bags: Bags, images) -> float:
     """Localisation AP of the same confidences, had each bag's detection been one of its tiles at random."""
-    shares = np.array([np.mean(truth == 1) for truth in bags.truth])
+    masks = [None] * len(bags) if images is None else map(images.object_mask, range(len(bags)))
+    hits = [
+        truth == 1 if mask is None else tiles.holds_object(mask, corners, bags.tile)  # as in row_of
+        for mask, corners, truth in zip(masks, bags.corners, bags.truth, strict=True)
+    ]
+    shares = np.array([hit.mean() for hit in hits])
     confidences = np.array([row["confidence"] for row in rows])
     return metrics.localization_ap_at_chance(shares, confidences, int(bags.labels.sum()))
 
@@ -90,15 +96,14 @@ def sheet(path: Path, bags: Bags, found: rounds.Scores, threshold: float, images
     values = [probabilities(logits) for logits in found.instances]
     low, high = np.percentile(np.concatenate(values), (50, BRIGHTEST))
     weights = [((each - low) / max(high - low, 1e-9)).clip(0, 1) for each in values]
-    predictions = (found.bags >= threshold).astype(int)
+    predictions = (found.bags.astype(np.float64) > threshold).astype(int)
     panels = []
     for label, predicted in pictures.OUTCOMES:
         chosen = np.flatnonzero((bags.labels == label) & (predictions == predicted))[: pictures.PANELS_PER_ROW]
         panels.append([panel(i, bags, weights[i], probabilities(found.bags)[i], images) for i in chosen.tolist()])
     limit = float(probabilities(np.array([threshold]))[0])
-    titles = [
-        f"{title}\n(p {'≥' if predicted else '<'} {limit:.2f})" for (_, predicted), title in pictures.OUTCOMES.items()
-    ]
+    outcomes = pictures.OUTCOMES.items()
+    titles = [f"{title}\n(p {'>' if predicted else '≤'} {limit:.2f})" for (_, predicted), title in outcomes]
     pictures.contact_sheet(path, panels, titles)
 
 

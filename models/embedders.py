@@ -10,6 +10,7 @@ from torch import Tensor, nn
 import models
 from common import checkpoint
 from common.errors import BadInput
+from common.files import sha256_of
 from models import encoder as encoders
 from models import needle
 from models import weights as pretrained
@@ -55,6 +56,7 @@ def add_flags(
         "--embedder_checkpoint",
         *aliases,
         dest="embedder_weights",
+        type=pretrained.source,
         metavar="imagenet|FILE|random",
         default="imagenet",
         help="its weights; of bagnet and encoder FILE is the best_checkpoint.pth of a run",
@@ -194,7 +196,7 @@ def _encoder(source, pool):
         raise BadInput("--embedder encoder: give --embedder_checkpoint, of a run of pretrain_simclr.py or finetune.py")
     path = Path(source).expanduser()
     encoder = encoders.load(path)
-    facts = {"weights": path.name, "weights_sha256": pretrained.sha256_of(path), "network": encoder.config.to_dict()}
+    facts = {"weights": path.name, "weights_sha256": sha256_of(path), "network": encoder.config.to_dict()}
     return Embedder("encoder", Contrastive(encoder), encoder.dim, encoders.SMALLEST, facts, pool)
 
 
@@ -208,5 +210,5 @@ def _bagnet(source, pool):
     with checkpoint.errors_name(path):
         model = models.build(config.to_dict())
         checkpoint.load_weights(model, content["state_dict"], path)
-    facts = {"weights": path.name, "weights_sha256": pretrained.sha256_of(path), "network": config.to_dict()}
+    facts = {"weights": path.name, "weights_sha256": sha256_of(path), "network": config.to_dict()}
     return Embedder("bagnet", model.cnn, model.cnn.out_channels, 11, facts, pool, config.in_channels)

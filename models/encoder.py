@@ -13,6 +13,7 @@ from torchvision.models.resnet import BasicBlock
 
 from common import checkpoint, torch_format
 from common.errors import BadInput
+from common.files import sha256_of
 from models import weights as pretrained
 
 NORMS = {
@@ -154,7 +155,7 @@ def build(args, flag: str = "--encoder_weights") -> tuple[TileEncoder, Report]:
         norms = any(name.endswith("running_mean") for name in _own_names(state))
         config = Config("batch" if norms else "instance")
     encoder = TileEncoder(replace(config, **asked))
-    return encoder, load_by_name(encoder, state, path, pretrained.sha256_of(path), path.name)
+    return encoder, load_by_name(encoder, state, path, sha256_of(path), path.name)
 
 
 def read_weights(path: Path) -> tuple[dict[str, Tensor], Config | None]:

@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint as recomputed
 
 from common import checkpoint, torch_format
 from common.errors import BadInput
+from common.files import sha256_of
 from models import weights as pretrained
 from models.paired_autoencoder import PairedAutoencoder, grey
 from models.pooling import generalized_mean_pool
@@ -149,7 +150,7 @@ def start(base: str, source: str, flag: str = "--weights") -> tuple[nn.Module, d
         path, state, sha256 = weights.path, weights.state, weights.sha256
     else:
         path = Path(source).expanduser()
-        state, sha256 = _read(path), pretrained.sha256_of(path)
+        state, sha256 = _read(path), sha256_of(path)
     found, state = _recognise(state, path)
     if found != base:
         raise BadInput(f"{flag} {path}: weights of {found}, expected {base}; see --base")
@@ -171,7 +172,7 @@ def load_network(path: Path) -> nn.Module:
     with checkpoint.errors_name(path):
         network = build({"kind": "retrieval", "base": base})
         checkpoint.load_weights(network, state, path)
-    facts = {"embedder": f"retrieval {base}", "weights": path.name, "weights_sha256": pretrained.sha256_of(path)}
+    facts = {"embedder": f"retrieval {base}", "weights": path.name, "weights_sha256": sha256_of(path)}
     network.describe = lambda: facts
     return network.eval().requires_grad_(False)
 

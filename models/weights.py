@@ -1,6 +1,5 @@
 """Pretrained weights for every system: torchvision's ImageNet weights, a file, or random ones; never in silence."""
 
-import hashlib
 import os
 import sys
 from dataclasses import dataclass
@@ -12,9 +11,9 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from common import checkpoint, torch_format
+from common import checkpoint, cli, torch_format
 from common.errors import BadInput
-from common.files import open_input
+from common.files import sha256_of
 
 ENUMS = {  # network -> torchvision's weights: their address ends in the first digits of the file's sha256
     "vgg16": torchvision.models.VGG16_Weights.IMAGENET1K_FEATURES,  # Oxford's own, convolutions alone
@@ -67,7 +66,12 @@ class Weights:
         return {"weights": self.source, "weights_sha256": self.sha256, "weights_input": self.input}
 
 
-def fetch(network: str, source: str, flag: str = "--embedder_weights", input: str | None = None) -> Weights:
+def source(text: str) -> str | Path:
+    """Parse `imagenet`, `random` or a file (an argparse type)."""
+    return text if text in ("imagenet", "random") else cli.path(text).expanduser()
+
+
+def fetch(network: str, source: str | Path, flag: str = "--embedder_weights", input: str | None = None) -> Weights:
     """The weights of a network: `imagenet`, `random` or a file.
 
     imagenet: $WEIGHTS_DIR is searched by sha256, then torchvision's cache; then they are downloaded.
@@ -183,12 +187,3 @@ def _input_of(network, sha256):
     if sha256.startswith(_digits(ENUMS[network].url)):
         return USUAL_INPUT.get(network, "torchvision")
     return None
-
-
-def sha256_of(path: Path) -> str:
-    """Hex digest of a file. BadInput names one that cannot be read."""
-    digest = hashlib.sha256()
-    with open_input(path) as file:
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()

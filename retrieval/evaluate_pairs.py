@@ -40,7 +40,7 @@ def parse_args(argv=None):
 
 def main(argv=None):
     args = parse_args(argv)
-    device = processes.select(args.device, args.precision, args.deterministic)
+    device = processes.select_alone("retrieval/evaluate_pairs.py", args.device, args.precision, args.deterministic)
     views, groups = load_views(args)
     network = networks.load(args).to(device)
     make_folder(args.out)

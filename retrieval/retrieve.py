@@ -37,7 +37,7 @@ def parse_args(argv=None):
 
 def main(argv=None):
     args = parse_args(argv)
-    device = processes.select(args.device, args.precision, args.deterministic)
+    device = processes.select_alone("retrieval/retrieve.py", args.device, args.precision, args.deterministic)
     folders = {"gallery": (args.folder, "--folder"), "queries": (args.query or args.folder, "--query")}
     views = {name: pairs.Views(pairs.open_pictures(*each, args.filetype)) for name, each in folders.items()}
     network = networks.load(args).to(device)

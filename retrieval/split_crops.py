@@ -87,9 +87,8 @@ def group(origin, labels: np.ndarray, by: str) -> np.ndarray:
     return origin.groupby(columns, dropna=False, sort=False).ngroup().to_numpy()
 
 
-def clusters(args, crops, slides: np.ndarray) -> np.ndarray:
+def clusters(args, crops, slides: np.ndarray, device) -> np.ndarray:
     """(N,) number of each crop's cluster: near-duplicates by the automatic threshold, and theirs, stay together."""
-    device = processes.select(args.device, args.precision, args.deterministic)
     network = embedders.build(args, pool="gem").to(device)
     everything = np.arange(len(crops))
     with tempfile.TemporaryDirectory(dir=make_folder(args.out.absolute().parent)) as folder:
@@ -110,13 +109,14 @@ def clusters(args, crops, slides: np.ndarray) -> np.ndarray:
 
 def main(argv=None):
     args = parse_args(argv)
+    device = processes.select_alone("retrieval/split_crops.py", args.device, args.precision, args.deterministic)
     listed = {flag: dataset.list_crops(getattr(args, flag), flag) for flag in ("pos_path", "neg_path")}
     names = [sorted(name for part in splits.values() for name in part) for splits in listed.values()]
     labels = np.repeat([1, 0], [len(part) for part in names])
     origin = origins.of_folders(dict(zip((args.pos_path, args.neg_path), names, strict=True)))
     if args.by == "cluster":
         crops = dataset.CamelyonCrops(args.pos_path, names[0], args.neg_path, names[1], seed=None)
-        groups = clusters(args, crops, group(origin, labels, "slide"))
+        groups = clusters(args, crops, group(origin, labels, "slide"), device)
     else:
         groups = group(origin, labels, args.by)
     splits = divide(groups, labels, args.fractions, args.seed)

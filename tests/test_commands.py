@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from common import processes
 from experiments import demo
 from tests.synthetic import environment
 
@@ -248,6 +249,34 @@ def test_a_checkpoint_that_is_no_checkpoint(nmnist, tmp_path, capsys):
 def test_wrong_flags(nmnist, tmp_path, capsys, flags, said):
     assert train(nmnist, tmp_path, *flags) == 2
     assert said in one_line(capsys)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "predict_saliency.py --datatype mnist --logdir X",
+        "train_anomaly.py --neg_path X --logdir X",
+        "score_anomaly.py --logdir X",
+        "anomaly/compute_vgg_stats.py --images X --out X.npz",
+        "train_mil.py --datatype mnist --data_path X --logdir X",
+        "mil/extract_features.py --datatype mnist --data_path X --out X",
+        "mil/pretrain_simclr.py --datatype mnist --data_path X --logdir X",
+        "mil/finetune.py --datatype mnist --data_path X --encoder_weights random --logdir X",
+        "train_retrieval.py --train_path X --valid_path X --logdir X",
+        "audit_leakage.py --data_path X --out X",
+        "retrieval/evaluate_pairs.py --test_path X --out X",
+        "retrieval/retrieve.py --folder X",
+        "retrieval/split_crops.py --pos_path X --neg_path X --by slide --out X",
+    ],
+)
+def test_a_command_of_one_process_is_refused_to_torchrun(command, monkeypatch, capsys, tmp_path):
+    """Else each process would do its share of the work and write it over that of the others."""
+    script, *flags = command.replace("X", str(tmp_path / "X")).split()
+    for name in processes.LAUNCHED:
+        monkeypatch.setenv(name, "2")
+    assert run_here([script, *flags]) == 2
+    assert f"{script} runs in one process: start it without torchrun" in one_line(capsys)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow

@@ -326,6 +326,7 @@ def test_two_processes_equal_one(tmp_path):
     )
     done = launch(script, tmp_path / "two")
     assert done.returncode == 0, done.stderr
+    assert done.stdout.count("best validation epoch") == 1
     one, _ = fit(tmp_path / "one", *flags, n=31, dtype=torch.float64, dark=True)
     scores = [stats(tmp_path / name).drop(columns=TIMINGS) for name in ("one", "two")]
     pd.testing.assert_frame_equal(*scores, rtol=1e-6)

@@ -24,7 +24,7 @@ ADVICE = "the command that extracted the crops writes it again"
 
 def add_flags(parser) -> None:
     """Declare `--pos_path`, `--neg_path` and `--splits`; which command needs them is its own to check."""
-    holds = "with the training crops, valid/ and test/ (needed); crops.csv names the crops, where there is one"
+    holds = "with the training crops, valid/ and test/; crops.csv names the crops, where there is one"
     parser.add_argument("--pos_path", "-p", type=cli.path, help=f"folder of positive crops: {holds}")
     parser.add_argument("--neg_path", "-n", type=cli.path, help=f"folder of negative crops: {holds}")
     parser.add_argument(

@@ -7,7 +7,6 @@ a folder without it is somebody else's, and so is a `crops.csv` that is not as `
 """
 
 import functools
-import hashlib
 import os
 import re
 from collections.abc import Callable
@@ -25,9 +24,9 @@ from common.files import (
     is_whole,
     make_subfolder,
     npy_bytes,
-    open_input,
     open_own,
     read_json,
+    sha256_of,
     write_json,
 )
 from data.camelyon.report import one_line
@@ -72,11 +71,7 @@ class SlideJob:
         """Size of the slide, if at hand, and digest of the annotation; when one changes, the slide is done again."""
         source = {} if self.path is None else {"slide_bytes": self.path.stat().st_size}
         if self.annotation is not None:
-            digest = hashlib.sha256()
-            with open_input(self.annotation) as file:
-                while part := file.read(2**20):
-                    digest.update(part)
-            source["annotation"] = digest.hexdigest()
+            source["annotation"] = sha256_of(self.annotation)
         return source
 
 

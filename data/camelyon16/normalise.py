@@ -1,13 +1,12 @@
 """Steps 5 and 6: a region of a slide as stain target, and patches in its stains."""
 
-import shutil
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from common.errors import BadInput
-from common.files import atomic_open, make_folder, open_input, read_json, write_json
+from common.files import copy_file, make_folder, read_json, write_json
 from common.parallel import attempt_jobs
 from common.pictures import write_png
 from data.camelyon16 import stain, steps
@@ -56,8 +55,7 @@ def normalise(job: tuple[Path, Path], target: np.ndarray) -> bool:
     if image is not None:
         steps.write_jpeg(path, image)
         return False
-    with open_input(source) as original, atomic_open(path) as file:
-        shutil.copyfileobj(original, file)
+    copy_file(source, path)
     return True
 
 

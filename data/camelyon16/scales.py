@@ -1,12 +1,11 @@
 """Steps 7 to 9: lists of the patches, all of them in one folder, and at x20 and x10."""
 
-import shutil
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from common.files import atomic_open, make_folder, open_input
+from common.files import atomic_open, copy_file, make_folder
 from common.parallel import attempt_jobs
 from data.camelyon16 import steps
 from data.camelyon16.steps import PATCH_SETS, Step
@@ -41,9 +40,7 @@ def write_lists(args) -> list[str]:
 
 def copy(job: tuple[Path, Path]) -> None:
     """Copy one file to another."""
-    source, path = job
-    with open_input(source) as original, atomic_open(path) as file:
-        shutil.copyfileobj(original, file)
+    copy_file(*job)
 
 
 def copy_patches(args) -> list[str]:

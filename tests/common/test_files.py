@@ -50,7 +50,10 @@ def link(path, target):
     return path
 
 
-@pytest.mark.parametrize("read", [files.read_json, files.read_table, files.open_npy, files.read_text, files.open_input])
+READERS = [files.read_json, files.read_table, files.open_npy, files.read_text, files.open_input, files.sha256_of]
+
+
+@pytest.mark.parametrize("read", READERS)
 def test_only_plain_files_are_read_and_nothing_is_waited_on(tmp_path, read):
     strangers = {
         "found a named pipe": fifo(tmp_path / "pipe"),
@@ -82,6 +85,17 @@ def test_a_file_is_written_where_nothing_or_a_plain_file_is(tmp_path):
     os.link(precious, tmp_path / ".out.part")  # as a second name it is taken away, never written to
     files.write_json(tmp_path / "out", {})
     assert precious.read_text() == "mine"
+
+
+def test_a_copy_replaces_a_file_and_no_link(tmp_path):
+    source, theirs = tmp_path / "source", tmp_path / "theirs"
+    source.write_bytes(b"new")
+    theirs.write_bytes(b"old")
+    files.copy_file(source, tmp_path / "copy")
+    assert (tmp_path / "copy").read_bytes() == b"new"
+    with pytest.raises(BadInput, match="link: is a link where a file is to be written"):
+        files.copy_file(source, link(tmp_path / "link", theirs))
+    assert theirs.read_bytes() == b"old"
 
 
 def test_a_folder_within_ours_is_no_link(tmp_path):

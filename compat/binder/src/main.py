@@ -9,7 +9,7 @@ import common  # noqa: F401 (before torch)
 import train_retrieval
 from common import checkpoint, cli
 from common.errors import BadInput
-from common.files import atomic_open
+from common.files import copy_file
 from compat.binder.src import translate
 from models import near_duplicates
 from retrieval import evaluate_pairs
@@ -58,8 +58,7 @@ def train(args, run: Path, flags: list[str]):
     flags += ["--epochs", str(args.epochs), "--manipulations", translate.table(args.manipulations)]
     flags += ["--weights", str(args.weights_path) if args.resume else args.weights]
     train_retrieval.main(flags + ["--synth_valid"] * args.synth_valid)
-    with atomic_open(args.weights_path) as file:
-        file.write((run / checkpoint.BEST).read_bytes())
+    copy_file(run / checkpoint.BEST, args.weights_path)
     print(f"the best network in {args.weights_path}")
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+from common.files import copy_file
 from retrieval import manipulate
 
 LOSSES = {"hardest": "hardest", "triplet": "random"}  # their --loss -> our kind of negatives
@@ -43,4 +44,4 @@ def copy_results(args, out: Path, kind: str) -> None:
     }
     for name, target in wanted.items():
         if target is not None:
-            target.write_bytes((out / name).read_bytes())
+            copy_file(out / name, target)
