@@ -248,8 +248,7 @@ def describe_image(data, i: int, label: int, prob: float, score: float, saliency
     """An image's row of pred.csv and of scores/{split}.csv: its saliency maximum is its detection."""
     mask = data.object_mask(i)
     row = {"img": i, "img_path": data.names[i], "label": label, "pred": int(prob > 0.5), "prob": prob}
-    row |= {"score": score, "o2i": None if mask is None else float(mask.mean())}
-    return row | scores.detection(saliency, mask, label, data.has_objects)
+    return row | {"score": score} | scores.detection(saliency, mask, label, data.has_objects)
 
 
 def draw_pictures(data, maps: MapFolder, overlays: int) -> None:

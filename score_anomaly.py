@@ -120,8 +120,8 @@ def describe_image(scorer: Scorer, i: int, found: ScoredImage) -> dict:
     data, label = scorer.data, int(scorer.data.labels[i])
     mask = data.object_mask(i)
     row = {"img": i, "img_path": data.names[i], "label": label if label >= 0 else None}
-    row |= {"o2i": None if mask is None else float(mask.mean()), "middle": float(np.median(found.map()))}
     row["score"] = float(AGGREGATES[scorer.args.aggregate](found.scores))
+    row["middle"] = float(np.median(found.map()))
     return row | found.detection(mask, row["label"], data.has_objects)
 
 

@@ -46,7 +46,6 @@ def row_of(i: int, bags: Bags, found: rounds.Scores, images, known: bool) -> dic
     label, logits, truth = int(bags.labels[i]), found.instances[i], bags.truth[i]
     mask = None if images is None else images.object_mask(i)
     row = {"img": i, "img_path": bags.names[i], "label": label, "score": float(found.bags[i])}
-    row["o2i"] = None if mask is None else float(mask.mean())
     row |= scores.cell_detection(logits, bags.corners[i], bags.tile, mask, label, known)
     if known and images is None:
         row["hit"] = int(truth[logits.argmax()] == 1)
