@@ -14,13 +14,12 @@ import common  # noqa: F401 (before torch)
 from common import cli, lock, processes, runfolder
 from common.errors import BadInput
 from common.files import make_subfolder, read_json, read_table, write_json
-from data import SPLITS
+from data import SPLITS, loaders
 from data.camelyon import dataset as camelyon
 from data.camelyon import origins
 from data.cluttered_mnist import dataset as mnist
 from data.folders import PhotoFolder
-from models import embedders, near_duplicates
-from retrieval import audit, index
+from retrieval import audit, index, networks
 from retrieval.index import Objects, Vectors
 from retrieval.matches import Images, Matches, draw_pairs, hold_against_truth, known_duplicates, write_table
 
@@ -39,8 +38,7 @@ def parse_args(argv=None):
     parser.add_argument("--side", type=cli.positive, default=128, help="px that pictures of --folders are scaled to")
     parser.add_argument("--within", metavar="SPLIT", help="search this split in itself, not the others in train")
     parser.add_argument("--objects", action="store_true", help="compare the boxes of objects, not whole images")
-    embedders.add_flags(parser, "pixels", ("--weights",))
-    parser.add_argument("--logdir", "-l", type=cli.path, help="run of train_retrieval.py, in place of --embedder")
+    networks.add_flags(parser, "pixels")
     parser.add_argument("--orientations", type=int, choices=(1, 8), default=8, help="8: flips and quarter turns too")
     parser.add_argument("--k", type=cli.positive, default=5, help="neighbours of every image in audit.csv")
     parser.add_argument(
@@ -66,8 +64,7 @@ def parse_args(argv=None):
         help="exit code 1 when a larger share of a split is flagged (0.02 without a number); with --verify, of copies",
     )
     parser.add_argument("--out", "-o", type=cli.path, required=True, help="folder for the report")
-    parser.add_argument("-b", "--batch_size", type=cli.positive, default=32, help="images that are embedded at once")
-    cli.add_workers_flag(parser, 2, help="processes that read images, 0 = none")
+    loaders.add_batch_flags(parser, workers=2)
     parser.add_argument("--seed", type=cli.natural, default=42, help="draws the images that set threshold and truth")
     processes.add_flags(parser)
     return parser.parse_args(argv)
@@ -103,7 +100,7 @@ def main(argv=None):
     device = processes.select_alone("audit_leakage.py", args.device, args.precision, args.deterministic)
     queries, gallery, reference = load_images(args)
     method = read_scores(args.scores, queries) if args.scores else None
-    network = near_duplicates.load_network(args.logdir) if args.logdir else embedders.build(args, pool="gem")
+    network = networks.load(args)
     with lock.held(args.out, "--out"):
         vectors = embed_all(queries, gallery, reference, network.to(device), args, device)
         report = {"arguments": runfolder.plain(args), "embedder": network.describe()}

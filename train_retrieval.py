@@ -1,7 +1,6 @@
 """Train a network that finds near-duplicates, on pairs made on the fly: train_retrieval.py --train_path IMAGES ..."""
 
 import math
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -50,8 +49,9 @@ def parse_args(argv=None):
         help="of the trunk; last is what the published networks learned: layer4, conv5_2 to conv5_4",
     )
     cli.neutral(add("--chunks", type=cli.natural, default=0, help="runs of the trunk that save memory; 0 = none"))
-    add = parser.add_argument_group("training").add_argument
-    add("--manipulations", type=Path, default=manipulate.DEFAULT, help="YAML table of manipulations")
+    group = parser.add_argument_group("training")
+    manipulate.add_flag(group)
+    add = group.add_argument
     add("--loss", choices=triplet.LOSSES, default="hardest", help="hardest negative of the batch, or a random one")
     add("--bs", "--batch_size", "-b", dest="batch_size", type=cli.positive, default=64, help="pairs per batch")
     add("--lr", "--learning_rate", dest="lr", type=cli.positive_float, help="default: 1e-3; 1e-4 with all layers")

@@ -22,7 +22,7 @@ def parse_args(argv=None):
     parser.add_argument("--images", type=cli.path, required=True, help="folder of pictures")
     parser.add_argument("--out", "-o", type=cli.path, required=True, help=".npz file to write")
     parser.add_argument("--resize", type=cli.positive, default=256, help="px a side to which pictures are scaled")
-    parser.add_argument("--device", default="auto", help="auto (a GPU where there is one), cpu, cuda or cuda:N")
+    processes.add_device_flag(parser)
     embedders.add_flags(parser, "vgg19", ("--vgg_weights",), ("vgg16", "vgg19"), ("--vgg",))
     return parser.parse_args(argv)
 

@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from common import cli
+from common import cli, processes
 from data.cluttered_mnist import digits, placements, render
 
 MEMORY, STATUS = Path("/proc/meminfo"), Path("/proc/self/status")
@@ -33,7 +33,7 @@ def add_flags(parser) -> None:
 def add_turn_flags(parser) -> None:
     """Declare `--rounds` and `--device`."""
     parser.add_argument("--rounds", type=cli.positive, default=5, help="turns of each version, after one to warm up")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    processes.add_device_flag(parser)
 
 
 def parse_args(parser, argv, **quick) -> argparse.Namespace:

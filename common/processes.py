@@ -19,9 +19,7 @@ PRECISIONS = {"float32": None, "tf32": None, "fp16": torch.float16, "bf16": torc
 
 def add_flags(parser) -> None:
     """Declare `--device`, `--precision` and `--deterministic`."""
-    cli.neutral(
-        parser.add_argument("--device", default="auto", help="auto (a GPU where there is one), cpu, cuda or cuda:N")
-    )
+    add_device_flag(parser)
     parser.add_argument(
         "--precision",
         choices=PRECISIONS,
@@ -33,6 +31,13 @@ def add_flags(parser) -> None:
         parser.add_argument(
             "--deterministic", action="store_true", help="on a GPU: the same bits in every run, at some cost in speed"
         )
+    )
+
+
+def add_device_flag(parser) -> None:
+    """Declare `--device`."""
+    cli.neutral(
+        parser.add_argument("--device", default="auto", help="auto (a GPU where there is one), cpu, cuda or cuda:N")
     )
 
 

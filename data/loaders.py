@@ -25,15 +25,29 @@ NEEDLES_TRAIN_SIZE = 11276
 
 def add_flags(parser, batch_size: int = 32) -> None:
     """Declare `-b`, `--workers` and `--verify`."""
+    add_batch_flags(parser, batch_size)
+    _add_verify_flag(parser)
+
+
+def add_batch_flags(parser, batch_size: int = 32, workers: int = 4) -> None:
+    """Declare `-b` and `--workers`."""
     cli.neutral(
         parser.add_argument("-b", "--batch_size", type=cli.positive, default=batch_size, help="images per batch")
     )
-    add_reading_flags(parser)
+    _add_workers_flag(parser, workers)
 
 
 def add_reading_flags(parser) -> None:
     """Declare `--workers` and `--verify`."""
-    cli.add_workers_flag(parser, 4, help="processes that read or render images, 0 = none")
+    _add_workers_flag(parser)
+    _add_verify_flag(parser)
+
+
+def _add_workers_flag(parser, workers=4):
+    cli.add_workers_flag(parser, workers, help="processes that read or render images, 0 = none")
+
+
+def _add_verify_flag(parser):
     cli.neutral(
         parser.add_argument(
             "--verify",

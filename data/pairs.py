@@ -4,7 +4,6 @@ An item is a tuple of views (1, 128, 128) float32 in [0, 1], grey: query, duplic
 """
 
 import argparse
-import hashlib
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -17,13 +16,12 @@ from torch.utils.data import Dataset
 
 from common import cli
 from common.errors import BadInput
-from data import photos
+from data import fingerprints, photos
 from data.camelyon import dataset as camelyon
 from data.cluttered_mnist import dataset as mnist
 
 SIZE = 128  # px of a view
 SOURCE_SIDE = 256  # px of what pairs are made from
-FINGERPRINT_FILES = 16
 
 
 def add_flags(parser) -> None:
@@ -63,10 +61,8 @@ class Pictures:
 
     def fingerprint(self) -> str:
         """Digest of the names and of some of the files' bytes, wherever the folder lies."""
-        digest = hashlib.sha256("\n".join(self.names).encode())
-        for i in np.unique(np.linspace(0, len(self) - 1, FINGERPRINT_FILES).astype(int)):
-            digest.update((self.folder / self.names[i]).read_bytes())
-        return digest.hexdigest()
+        paths = [self.folder / name for name in self.names]
+        return fingerprints.of_files("\n".join(self.names).encode(), paths, photos.MOST_BYTES)
 
 
 class Canvases(Pictures):
@@ -120,8 +116,8 @@ def load_splits(args, manipulate: Callable, triplets: bool) -> dict[str, Dataset
     """
     train = open_split(args, "train") or open_pictures(args.train_path, "--train_path", args.filetype)
     if len(train) < 2:
-        found = args.train_path or args.neg_path
-        raise BadInput(f"--train_path {found}: holds one image; negatives need two or more")
+        given = f"--train_path {args.train_path}" if args.train_path else f"--neg_path {args.neg_path}"
+        raise BadInput(f"{given}: holds one image; negatives need two or more")
     return {
         "train": MadePairs(train, manipulate, args.seed, triplets),
         "val": _load_validation(args, manipulate, triplets),

@@ -9,12 +9,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-SIMCLR, FLIP_GREY_BLUR, FLIP = KINDS = (0, 1, 2)
+KINDS = (0, 1, 2)
+SIMCLR, FLIP = 0, 2
 CROP_AREA, CROP_RATIO = (0.08, 1.0), (3 / 4, 4 / 3)
 JITTER, JITTER_HUE, JITTER_P = 0.8, 0.2, 0.8
 GREY_P = 0.2
 BLUR_KERNEL, BLUR_SIGMA, BLUR_P = 13, (0.1, 2.0), 0.5
 GREY = (0.299, 0.587, 0.114)
+
+
+def add_flag(parser) -> None:
+    """Declare `--augment_transform`."""
+    help = "0 SimCLR, 1 flip, grey, blur, 2 flip"
+    parser.add_argument("--augment_transform", type=int, choices=KINDS, default=SIMCLR, help=help)
 
 
 def views(images: Tensor, kind: int, generator: torch.Generator, n: int = 2) -> Tensor:

@@ -32,12 +32,17 @@ HEADER = 128  # bytes of the header of a .npy file that grows
 def add_flags(parser) -> None:
     """Declare `--tile_resize`, `--tile_batch`, `--feature_dtype`, `--workers` and `--verify`."""
     group = parser.add_argument_group("features")
-    group.add_argument("--tile_resize", type=cli.positive, help="enlarge tiles to this side in px before embedding")
+    add_resize_flag(group)
     cli.neutral(group.add_argument("--tile_batch", type=cli.positive, default=64, help="tiles embedded at a time"))
     group.add_argument(
         "--feature_dtype", choices=("float32", "float16"), default="float32", help="numbers of the features on disk"
     )
     loaders.add_reading_flags(group)
+
+
+def add_resize_flag(parser) -> None:
+    """Declare `--tile_resize`."""
+    parser.add_argument("--tile_resize", type=cli.positive, help="enlarge tiles to this side in px")
 
 
 def extract_splits(splits: dict[str, TileBags], embedder, folder: Path, args, device) -> dict[str, Bags]:

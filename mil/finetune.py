@@ -84,7 +84,7 @@ def add_flags(parser) -> None:
     cli.add_yes_no(
         group, "--loss_over_all_anchors", False, "divide losses as HNM-WSI does, by tiles without partners too"
     )
-    add("--augment_transform", type=int, choices=augment.KINDS, default=0, help="0 SimCLR, 1 flip, grey, blur, 2 flip")
+    augment.add_flag(group)
     add("--encoder_bags", choices=ENCODER_BAGS, default="train", help="bags that the encoder learns from")
     cli.add_yes_no(group, "--validate_on_all_instance", True, "validation loss of all tiles, or of the selected")
     labels = add(

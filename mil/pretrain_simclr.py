@@ -47,8 +47,8 @@ def parse_args(argv=None):
     add("--weight_decay", type=cli.nonnegative_float, default=1e-5, help="weight decay")
     add("--temperature", type=cli.positive_float, default=0.5, help="of the contrastive loss")
     add("--val_share", type=tiles.share, default=0.1, help="share of the tiles that validate")
-    add("--augment_transform", type=int, choices=augment.KINDS, default=0, help="0 SimCLR, 1 flip, grey, blur, 2 flip")
-    add("--tile_resize", type=cli.positive, help="enlarge tiles to this side in px")
+    augment.add_flag(group)
+    features.add_resize_flag(group)
     loaders.add_reading_flags(parser)
     parser.add_argument(
         "--seed", type=cli.natural, default=42, help="seed of weights, draws, views and choice of crops"

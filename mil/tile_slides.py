@@ -7,7 +7,9 @@ in a folder named like their lower tile. --layout hnm names folders as HNM-WSI d
 lists the bags. A command that was interrupted goes on with the slide it was at.
 """
 
+import contextlib
 import functools
+import itertools
 import os
 import sys
 from dataclasses import dataclass, replace
@@ -185,11 +187,10 @@ def tile_slide(job: TilingJob, args) -> tuple[str, int]:
 def write_tiles(zoom: DeepZoom, level: int, folder: Path, job: TilingJob, args) -> list[tuple[int, int]]:
     """Write the tiles of one level that show something; returns their columns and rows."""
     columns, rows = zoom.grid(level)
-    truth = mask_truth(job.mask, level, args) if job.mask else lambda column, row: 0
     named = args.masks is not None and (job.mask is not None or job.label == 0)
     kept = []
-    for row in range(rows):
-        for column in range(columns):
+    with mask_truth(job.mask, level, args) as truth:
+        for row, column in itertools.product(range(rows), range(columns)):
             tile = zoom.read(level, column, row)
             if edge_strength(tile, args.tile_size) > args.threshold:
                 z = f"_{truth(column, row)}" if named or args.layout == "hnm" else ""
@@ -225,19 +226,27 @@ def write_tile(path: Path, tile, args) -> None:
         (tile if tile.size == side else tile.resize(side)).save(file, "JPEG", quality=args.quality)
 
 
-def mask_truth(path: Path, level: int, args):
-    """(column, row) -> 1 where enough of a tile is lesion, by the mask's level of that size or the next finer one."""
+@contextlib.contextmanager
+def mask_truth(path: Path | None, level: int, args):
+    """Open a mask as (column, row) -> 1 where enough of a tile is lesion, else 0; without one it is 0 everywhere.
+
+    Read is the mask's level of that size or the next finer one.
+    """
+    if path is None:
+        yield lambda column, row: 0
+        return
     fits = level
     while fits and not has_level(path, fits):
         fits -= 1
-    mask, side = pyramid.Slide(path, fits), args.tile_size * 2 ** (level - fits)
+    side = args.tile_size * 2 ** (level - fits)
+    with pyramid.Slide(path, fits) as mask:
 
-    def truth(column: int, row: int) -> int:
-        pixels, _ = mask.read(row * side, column * side, side, side)
-        share = np.mean(pixels[..., 0] == 1)
-        return int(share > 0 and share >= args.min_lesion)
+        def truth(column: int, row: int) -> int:
+            pixels, _ = mask.read(row * side, column * side, side, side)
+            share = np.mean(pixels[..., 0] == 1)
+            return int(share > 0 and share >= args.min_lesion)
 
-    return truth
+        yield truth
 
 
 def has_level(path: Path, level: int) -> bool:

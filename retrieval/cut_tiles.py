@@ -9,15 +9,15 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import openslide
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import common  # noqa: F401 (before torch)
 from common import cli, pictures
 from common.errors import BadInput
-from common.files import check_file, make_folder
+from common.files import make_folder
 from data import photos, tiles
+from data.slides.pyramid import Slide
 
 FOLDERS = ("train", "valid", "test")
 WHITE = 220  # grey value from which a pixel is background
@@ -70,17 +70,11 @@ def main(argv=None):
 
 
 def read(path: Path) -> np.ndarray:
-    """A picture, or level 0 of a slide over white: (H, W, 3) uint8. BadInput names a file that is neither."""
+    """A picture, or level 0 of a slide: (H, W, 3) uint8. BadInput names a file that is neither."""
     if path.suffix.lower() in photos.EXTENSIONS:
         return photos.read_image(path)
-    check_file(path)
-    try:
-        with openslide.OpenSlide(path) as slide:
-            region = np.asarray(slide.read_region((0, 0), 0, slide.dimensions))  # (H, W, 4)
-    except openslide.OpenSlideError as error:
-        raise BadInput(f"{path}: not a slide that OpenSlide reads: {error}") from None
-    alpha = region[..., 3:] / 255
-    return (region[..., :3] * alpha + 255 * (1 - alpha)).round().astype(np.uint8)
+    with Slide(path, level=0) as slide:
+        return slide.read(0, 0, *slide.shape)[0]
 
 
 def corners_of(shape: tuple[int, ...], args) -> dict[str, np.ndarray]:

@@ -25,7 +25,7 @@ def parse_args(argv=None):
     parser = cli.ArgumentParser(description=__doc__)
     parser.add_argument("--test_path", type=cli.path, required=True, help="a folder per group of near-duplicates")
     parser.add_argument("--synth_test", action="store_true", help="--test_path holds any images; make the pairs, once")
-    parser.add_argument("--manipulations", type=Path, default=manipulate.DEFAULT, help="YAML table, of --synth_test")
+    manipulate.add_flag(parser, "YAML table, of --synth_test")
     pairs.add_filetype_flag(parser)
     networks.add_flags(parser)
     parser.add_argument("--orientations", type=int, choices=(1, 8), default=1, help="8: flip and turn queries too")
@@ -33,7 +33,7 @@ def parse_args(argv=None):
     parser.add_argument("--n", "--runs", dest="n", type=cli.positive, default=5, help="draws of pairs; medians count")
     parser.add_argument("--seed", type=cli.natural, default=0, help="seed of the first draw, and of pairs made")
     parser.add_argument("--out", "-o", type=cli.path, required=True, help="folder for the results")
-    loaders.add_flags(parser)
+    loaders.add_batch_flags(parser)
     processes.add_flags(parser)
     return parser.parse_args(argv)
 
@@ -42,7 +42,7 @@ def main(argv=None):
     args = parse_args(argv)
     device = processes.select_alone("retrieval/evaluate_pairs.py", args.device, args.precision, args.deterministic)
     views, groups = load_views(args)
-    network = networks.load(args).to(device)
+    network = networks.load_for_views(args).to(device)
     make_folder(args.out)
     with lock.held(args.out, "--out"):
         identity = {"network": network.describe(), "data": views.fingerprint(), **made_by(args)}

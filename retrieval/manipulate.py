@@ -35,6 +35,11 @@ AFFINE = {"scale_range": (0.01, 100), "rotation_range": (-360, 360), "translatio
 QUALITY, RADIUS, SIGMA, DISK = 50, 2, 16, 10  # of JPEG, blur, noise, local equalisation
 
 
+def add_flag(parser, help: str = "YAML table of manipulations") -> None:
+    """Declare `--manipulations`."""
+    parser.add_argument("--manipulations", type=Path, default=DEFAULT, help=help)
+
+
 class Manipulator:
     """A callable that makes pairs by the table in a YAML file, or by a dict of the same form.
 

@@ -30,7 +30,7 @@ def parse_args(argv=None):
         "--index", type=cli.path, help="folder of the vectors (default: OUT without its ending, else OUT.index)"
     )
     parser.add_argument("--out", "-o", "--o", dest="out", type=cli.path, default=Path("out.csv"), help="table to write")
-    loaders.add_flags(parser)
+    loaders.add_batch_flags(parser)
     processes.add_flags(parser)
     return parser.parse_args(argv)
 
@@ -40,7 +40,7 @@ def main(argv=None):
     device = processes.select_alone("retrieval/retrieve.py", args.device, args.precision, args.deterministic)
     folders = {"gallery": (args.folder, "--folder"), "queries": (args.query or args.folder, "--query")}
     views = {name: pairs.Views(pairs.open_pictures(*each, args.filetype)) for name, each in folders.items()}
-    network = networks.load(args).to(device)
+    network = networks.load_for_views(args).to(device)
     check_target(args.out)
     kept = make_folder(args.index or (args.out.with_suffix("") if args.out.suffix else args.out.with_suffix(".index")))
     vectors = {}

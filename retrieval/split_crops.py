@@ -16,7 +16,7 @@ import common  # noqa: F401 (before torch)
 from common import cli, processes
 from common.errors import BadInput
 from common.files import make_folder, write_csv
-from data import SPLITS
+from data import SPLITS, loaders
 from data.camelyon import dataset, origins
 from models import embedders
 from retrieval import audit, index
@@ -27,8 +27,7 @@ NEIGHBOURS = 10  # of every crop that are looked at for near-duplicates
 
 def parse_args(argv=None):
     parser = cli.ArgumentParser(description=__doc__)
-    parser.add_argument("--pos_path", "-p", type=cli.path, required=True, help="folder of positive crops")
-    parser.add_argument("--neg_path", "-n", type=cli.path, required=True, help="folder of negative crops")
+    dataset.add_folder_flags(parser, required=True)
     parser.add_argument("--by", choices=BY, required=True, help="what stays together; negatives of `lesion`: slides")
     parser.add_argument(
         "--fractions", type=_fractions, default=(0.7, 0.1, 0.2), metavar="TRAIN,VAL,TEST", help="shares of the crops"
@@ -36,8 +35,7 @@ def parse_args(argv=None):
     parser.add_argument("--seed", type=cli.natural, default=42, help="decides which go where")
     parser.add_argument("--out", "-o", type=cli.path, required=True, help="table to write: file,label,split")
     embedders.add_flags(parser)
-    parser.add_argument("-b", "--batch_size", type=cli.positive, default=32, help="crops that are embedded at once")
-    cli.add_workers_flag(parser, 2, help="processes that read crops, 0 = none")
+    loaders.add_batch_flags(parser, workers=2)
     processes.add_flags(parser)
     return parser.parse_args(argv)
 

@@ -1,7 +1,6 @@
 """nCAMELYON crops on disk -> class-balanced splits of images and labels, by their folders or by a splits.csv."""
 
 import functools
-import hashlib
 import os
 import random
 from collections import Counter
@@ -15,21 +14,27 @@ from common import cli, pictures
 from common.errors import BadInput
 from common.files import check_file, open_npy, read_table
 from common.manifest import Manifest
+from data import fingerprints
 from data.camelyon.slides import SPLIT_FOLDERS
 
 IN_CHANNELS = 3
-FINGERPRINT_FILES = 16
 ADVICE = "the command that extracted the crops writes it again"
 
 
 def add_flags(parser) -> None:
     """Declare `--pos_path`, `--neg_path` and `--splits`; which command needs them is its own to check."""
     holds = "with the training crops, valid/ and test/; crops.csv names the crops, where there is one"
-    parser.add_argument("--pos_path", "-p", type=cli.path, help=f"folder of positive crops: {holds}")
-    parser.add_argument("--neg_path", "-n", type=cli.path, help=f"folder of negative crops: {holds}")
+    add_folder_flags(parser, f": {holds}")
     parser.add_argument(
         "--splits", type=cli.path, help="table file,label,split of split_crops.py, in place of the folders' own splits"
     )
+
+
+def add_folder_flags(parser, holds: str = "", required: bool = False) -> None:
+    """Declare `--pos_path` and `--neg_path`; the help says what they hold."""
+    add = parser.add_argument
+    add("--pos_path", "-p", type=cli.path, required=required, help=f"folder of positive crops{holds}")
+    add("--neg_path", "-n", type=cli.path, required=required, help=f"folder of negative crops{holds}")
 
 
 def load_splits(args, names: Sequence[str] = tuple(SPLIT_FOLDERS), balanced: bool = True) -> dict[str, "CamelyonCrops"]:
@@ -210,11 +215,8 @@ class CamelyonCrops(Dataset):
         return Path(self.names[i]).with_name(path.name).as_posix()
 
     def fingerprint(self) -> str:
-        """Digest of the chosen crops' names and labels and of some of their bytes, wherever the folders lie."""
-        digest = hashlib.sha256("\n".join(self.names).encode())
-        for i in np.unique(np.linspace(0, len(self) - 1, FINGERPRINT_FILES).astype(int)):
-            digest.update(self.files[i].read_bytes())
-        return digest.hexdigest()
+        """Digest of the chosen crops' names and of some of their bytes, wherever the folders lie."""
+        return fingerprints.of_files("\n".join(self.names).encode(), self.files)
 
 
 def _seg_path(path: Path) -> Path:

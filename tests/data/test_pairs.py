@@ -140,8 +140,11 @@ def test_a_folder_without_validation_needs_some(images, tmp_path):
         splits(train_path=images)
     with pytest.raises(BadInput, match=r"--valid_path .* no such folder"):
         splits(train_path=images, valid_path=tmp_path / "none")
-    with pytest.raises(BadInput, match=r"--train_path .* holds one image"):
+    with pytest.raises(BadInput, match=r"^--train_path .* holds one image"):
         splits(train_path=write_images(tmp_path / "one", 1), valid_path=images, synth_valid=True)
+    np.save(tmp_path / "crop.npy", np.zeros((64, 64, 3), np.uint8))
+    with pytest.raises(BadInput, match=r"^--neg_path .* holds one image"):
+        splits(neg_path=tmp_path, valid_path=images, synth_valid=True)
     found = splits(train_path=images, valid_path=images, synth_valid=True)
     assert {name: len(data) for name, data in found.items()} == {"train": 6, "val": 6}
 

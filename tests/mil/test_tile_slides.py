@@ -1,5 +1,6 @@
 """Slides become bags of tiles: which, of what, under which names."""
 
+import argparse
 import os
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import tifffile
 from PIL import Image
 
 from common.errors import BadInput
+from data.slides import pyramid
 from mil import bag_list, hnm_layout, tile_slides, tiles
 from tests.mil.kills import Killed, kill_at
 
@@ -115,6 +117,22 @@ def test_hnm_wsis_layout_with_truth_of_masks(folder):
         [(row.bag, row.label, row.split, row.file) for row in rows],
         key=lambda row: ("train", "val", "test").index(row[2]),
     )
+
+
+def test_every_slide_and_mask_that_is_opened_is_closed(tmp_path, monkeypatch):
+    """Else a thousand masks are more open files than a process may have."""
+    opened, closed, begin, end = [], [], pyramid.Slide.__init__, pyramid.Slide.close
+    monkeypatch.setattr(pyramid.Slide, "__init__", lambda self, *args: (opened.append(self), begin(self, *args))[1])
+    monkeypatch.setattr(pyramid.Slide, "close", lambda self: (closed.append(self), end(self))[1])
+    mask = np.zeros((192, 192), np.uint8)
+    mask[130:140, 70:80] = 1
+    tifffile.imwrite(tmp_path / "mask.tif", mask, tile=(64, 64), photometric="minisblack")
+    args = argparse.Namespace(tile_size=SIDE, min_lesion=0)
+    with tile_slides.mask_truth(tmp_path / "mask.tif", 0, args) as truth:
+        assert [truth(column, 2) for column in range(3)] == [0, 1, 0]
+    assert opened and set(opened) == set(closed)
+    with tile_slides.mask_truth(None, 0, args) as truth:
+        assert truth(1, 2) == 0
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import shlex
 import numpy as np
 import pandas as pd
 import pytest
+import tifffile
 import torch
 from PIL import Image
 from sklearn.metrics import auc
@@ -57,6 +58,13 @@ def test_a_seed_gives_the_same_pairs_and_another_run_other_ones(groups, tmp_path
         evaluate(groups, tmp_path / name, "--n", 1, "--seed", seed)
     a, b, c = ((tmp_path / name / "pairs.csv").read_bytes() for name in "abc")
     assert a == b != c
+
+
+def test_checksums_that_would_not_be_checked_are_not_offered(groups, tmp_path, capsys):
+    for command, flag in ((evaluate_pairs, "--test_path"), (retrieve, "--folder")):
+        with pytest.raises(SystemExit):
+            command.main([flag, str(groups), "--out", str(tmp_path / "out"), "--verify"])
+        assert "unrecognized arguments: --verify" in capsys.readouterr().err
 
 
 def test_all_pairs_take_both_sides(groups, tmp_path):
@@ -185,6 +193,15 @@ def test_tiles_of_different_splits_never_overlap(tmp_path):
     np.testing.assert_array_equal(tile, tissue(0, 0, 512)[y : y + 64, x : x + 64])
 
 
+def test_a_slide_is_cut_as_a_picture_is(tmp_path):
+    picture = tissue(0, 0, 512)
+    tifffile.imwrite(tmp_path / "scan.svs", picture, tile=(256, 256), compression="deflate", photometric="rgb")
+    assert sum(map(len, cut(tmp_path / "tiles", tmp_path / "scan.svs").values())) >= 32
+    for path in (tmp_path / "tiles").rglob("*.png"):
+        y, x = map(int, path.stem.split("_")[1:])
+        np.testing.assert_array_equal(np.asarray(Image.open(path)), picture[y : y + 64, x : x + 64])
+
+
 def test_the_next_command_can_be_pasted_whatever_the_folders_name(tmp_path, capsys):
     Image.fromarray(tissue(0, 0, 512)).save(tmp_path / "a.png")
     flags = ["--image", tmp_path / "a.png", "--out", tmp_path / "my tiles", "--size", 64]
@@ -204,5 +221,5 @@ def test_background_is_no_tile_and_too_small_a_picture_is_said_to_be(tmp_path):
         Image.fromarray(picture[:64, :64]).save(tmp_path / "small.png")
         cut(tmp_path / "none", tmp_path / "small.png")
     (tmp_path / "slide.svs").write_bytes(b"no slide")
-    with pytest.raises(BadInput, match=r"slide\.svs: not a slide that OpenSlide reads"):
+    with pytest.raises(BadInput, match=r"slide\.svs: not readable as a slide"):
         cut(tmp_path / "none", tmp_path / "slide.svs")
