@@ -92,9 +92,9 @@ def main(argv=None):
     else:
         records, failures = extraction.run(jobs, extract_slide, draw_preview, folder, settings, args)
         problems += failures
-        paper = report.PAPER_NEGATIVES.get(args.size) if args.level == 3 else None
+        pawlowski = report.PAWLOWSKI_NEGATIVES.get(args.size) if args.level == 3 else None
         name_short_slides(records, args.k)
-        report.print_counts(records, f"negatives in {folder}", paper and (paper,), lesions=False)
+        report.print_counts(records, f"negatives in {folder}", pawlowski and (pawlowski,), lesions=False)
         if args.preview:
             print(f"previews in {folder / 'previews'}")
     report.print_problems(problems, sys.stderr)

@@ -140,8 +140,9 @@ def main(argv=None):
         records, failures = extraction.run(jobs, extract_slide, draw_preview, folder, settings, args)
         problems += failures
         name_empty_slides(records)
-        paper = report.PAPER_POSITIVES.get((args.size, args.low_roir, args.high_roir) if args.level == 3 else None)
-        report.print_counts(records, f"positives in {folder}", paper, lesions=True)
+        chosen = (args.size, args.low_roir, args.high_roir)
+        pawlowski = report.PAWLOWSKI_POSITIVES.get(chosen) if args.level == 3 else None
+        report.print_counts(records, f"positives in {folder}", pawlowski, lesions=True)
         report.print_misfits(records, args)
         if args.preview:
             print(f"previews in {folder / 'previews'}")

@@ -1,6 +1,6 @@
 """Write saliency maps, local prediction maps and localisation scores of a trained network's images."""
 
-import json
+import itertools
 import os
 import re
 from concurrent.futures import ThreadPoolExecutor
@@ -11,20 +11,8 @@ import numpy as np
 import common  # noqa: F401 (before torch)
 from common import checkpoint, cli, lock, metrics, pictures, processes, runfolder, scores
 from common.errors import BadInput, WorkFailed
-from common.files import (
-    atomic_open,
-    check_target,
-    errors_name,
-    is_whole,
-    make_subfolder,
-    open_input,
-    open_own,
-    read_json,
-    sha256_of,
-    write_csv,
-    write_json,
-    write_npy,
-)
+from common.files import check_target, is_whole, make_subfolder, read_json, sha256_of, write_csv, write_json, write_npy
+from common.table import BOOK, ROWS, GrowingTable
 from data import loaders
 from data.camelyon import dataset as camelyon
 from data.cluttered_mnist import dataset as mnist
@@ -33,18 +21,12 @@ from models.classifier import NeedleClassifier
 from models.saliency import saliency_maps
 
 DATA = {"mnist": mnist, "camelyon": camelyon}
-PANELS_PER_ROW = 5
 COLUMNS = ("img", "img_path", "label", "pred", "prob", "peak_y", "peak_x", "confidence", "hit")  # of pred.csv
+NUMBERS = ("label", "pred", "prob", "score", "peak_y", "peak_x", "cell", "confidence")  # of every row
 OWN = re.compile(  # names of what is written
     r"(sal|pred)_\d+\.npy|overlay_\d+\.png|contact_sheet\.png|pred\.csv|localization\.json"
     r"|run\.json|rows\.jsonl|\.[\w.]+\.part"
 )
-OUTCOMES = {  # (label, prediction) -> row of the contact sheet, as in figures 16 and 18-21
-    (1, 1): "true positives",
-    (0, 1): "false positives",
-    (1, 0): "false negatives",
-    (0, 0): "true negatives",
-}
 
 
 def parse_args(argv=None):
@@ -53,8 +35,8 @@ def parse_args(argv=None):
     parser.add_argument("--datatype", choices=DATA, required=True, help="what the network was trained on")
     parser.add_argument("--split", choices=["train", "val", "test"], default="val", help="images to explain")
     parser.add_argument("--overlays", type=cli.natural, default=16, help="how many overlay_{i}.png to write")
-    mnist.add_flags(parser)
-    camelyon.add_flags(parser)
+    for data in DATA.values():
+        data.add_flags(parser)
     loaders.add_flags(parser)
     processes.add_flags(parser)
     parser.add_argument("--seed", type=cli.natural, help="seed that chooses the crops of a class (default: the run's)")
@@ -122,45 +104,26 @@ class MapFolder:
         name = "saliency" if split == "val" else f"saliency_{split}"
         self.target, self.part = make_subfolder(logdir, name), make_subfolder(logdir, f"{name}.part")
         _refuse_other_split(self.target, split)
-        book = self.part / "run.json"
-        if book.exists() and read_json(book) == settings:
-            self.rows = self._finished(batch_size)
-        else:
-            others = _remove_ours(self.part)
-            if others:
-                raise BadInput(f"{others[0]}: not of an interrupted run; move it elsewhere")
-            write_json(book, settings)
-            self.rows = []
+        self.table = GrowingTable(self.part, settings, OWN, ("img_path", *NUMBERS, "hit", "o2i"))
+        whole = list(itertools.takewhile(self._is_whole, self.rows))
+        self.table.keep(len(whole) // batch_size * batch_size)
 
-    def _finished(self, batch_size):
-        """Rows of whole batches; the last line may be cut, maps may lack content or have been published already."""
-        path, lines = self.part / "rows.jsonl", []
-        if path.exists():
-            with open_input(path) as file:
-                lines = file.read().decode(errors="replace").splitlines()
-        try:
-            rows = [json.loads(line) for line in lines if line.endswith("}")]
-        except (ValueError, RecursionError):
-            rows = [{}]
-        files = [self.part / f"{kind}_{i}.npy" for i in range(len(rows)) for kind in ("sal", "pred")]
-        if not all(_is_row(row, i) for i, row in enumerate(rows)) or not all(
-            is_whole(path, (None, None)) for path in files
-        ):
-            rows = []
-        kept = len(rows) // batch_size * batch_size
-        with atomic_open(path, "w") as file:
-            file.writelines(f"{line}\n" for line in lines[:kept])
-        return rows[:kept]
+    @property
+    def rows(self) -> list[dict]:
+        return self.table.rows
+
+    def _is_whole(self, row):
+        """Whether a row has its numbers and both maps; a power cut empties them, and `publish` moves them away."""
+        files = [self.part / f"{kind}_{row['img']}.npy" for kind in ("sal", "pred")]
+        numbers = all(isinstance(row[name], (int, float)) for name in NUMBERS)
+        return numbers and all(is_whole(path, (None, None)) for path in files)
 
     def add(self, rows: list[dict], saliency: np.ndarray, local: np.ndarray) -> None:
         """Write the maps of one batch, saliency (B, H, W) and local predictions (B, h, w), and keep its rows."""
         for row, sal, loc in zip(rows, saliency, local, strict=True):
             write_npy(self.part / f"sal_{row['img']}.npy", sal, sync=False)
             write_npy(self.part / f"pred_{row['img']}.npy", loc, sync=False)
-        path = self.part / "rows.jsonl"
-        with errors_name(path), open_own(path, os.O_WRONLY | os.O_APPEND, "a") as file:
-            file.writelines(f"{json.dumps(row)}\n" for row in rows)
-        self.rows += rows
+            self.table.add(row)
 
     def saliency(self, i: int) -> np.ndarray:
         """Image i's map, (H, W) float32."""
@@ -170,12 +133,15 @@ class MapFolder:
         """Move all but the book-keeping to the target, in place of what an earlier run left there."""
         os.sync()
         write_csv(self.part / "pred.csv", [{name: row[name] for name in COLUMNS} for row in self.rows], COLUMNS)
-        _remove_ours(self.target)
+        for path in self.target.iterdir():
+            if OWN.fullmatch(path.name) and path.is_file() and not path.is_symlink():
+                path.unlink()
         for path in sorted(self.part.iterdir()):
-            if path.name not in ("run.json", "rows.jsonl"):
+            if path.name not in (BOOK, ROWS):
                 check_target(self.target / path.name)
                 path.replace(self.target / path.name)
-        _remove_ours(self.part)
+        for name in (BOOK, ROWS):
+            (self.part / name).unlink()
         self.part.rmdir()
 
 
@@ -185,24 +151,6 @@ def _refuse_other_split(folder, split):
     found = read_json(scores).get("split", split) if scores.exists() else split
     if found != split:
         raise BadInput(f"{folder}: holds maps of the {found} split; rename it to saliency_{found}")
-
-
-def _remove_ours(folder):
-    """Remove what this command writes; returns what else is there, sorted."""
-    for path in folder.iterdir():
-        if OWN.fullmatch(path.name) and path.is_file() and not path.is_symlink():
-            path.unlink()
-    return sorted(folder.iterdir())
-
-
-def _is_row(row, i):
-    """Whether this is image i's row of an interrupted run, and nothing that names another file."""
-    numbers = ("label", "pred", "prob", "score", "peak_y", "peak_x", "cell", "confidence")
-    return (
-        row.get("img") == i
-        and {"hit", "o2i"} <= row.keys()
-        and all(isinstance(row.get(name), (int, float)) for name in numbers)
-    )
 
 
 def settings_of_maps(args, data) -> dict:
@@ -251,8 +199,7 @@ def describe_image(data, i: int, label: int, prob: float, score: float, saliency
     """An image's row of pred.csv and of scores/{split}.csv: its saliency maximum is its detection."""
     mask = data.object_mask(i)
     row = {"img": i, "img_path": data.names[i], "label": label, "pred": int(prob > 0.5), "prob": prob}
-    row |= {"score": score, "o2i": None if mask is None else float(mask.mean())}
-    return row | scores.detection(saliency, mask, label, data.has_objects)
+    return row | {"score": score} | scores.detection(saliency, mask, label, data.has_objects)
 
 
 def draw_pictures(data, maps: MapFolder, overlays: int) -> None:
@@ -260,10 +207,10 @@ def draw_pictures(data, maps: MapFolder, overlays: int) -> None:
     for row in maps.rows[:overlays]:
         pictures.write_png(maps.part / f"overlay_{row['img']}.png", pictures.draw(make_panel(data, maps, row)))
     sheet = []
-    for outcome in OUTCOMES:
+    for outcome in pictures.OUTCOMES:
         rows = [row for row in maps.rows if (row["label"], row["pred"]) == outcome]
-        sheet.append([make_panel(data, maps, row) for row in rows[:PANELS_PER_ROW]])
-    pictures.contact_sheet(maps.part / "contact_sheet.png", sheet, list(OUTCOMES.values()))
+        sheet.append([make_panel(data, maps, row) for row in rows[: pictures.PANELS_PER_ROW]])
+    pictures.contact_sheet(maps.part / "contact_sheet.png", sheet, list(pictures.OUTCOMES.values()))
 
 
 def make_panel(data, maps: MapFolder, row: dict) -> pictures.Panel:

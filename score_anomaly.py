@@ -21,8 +21,6 @@ from common.table import GrowingTable
 from data import SPLITS, datatypes, loaders
 
 OWN = re.compile(r"map_\d+\.npy|overlay_\d+\.png|contact_sheet\.png")
-PANELS_PER_ROW = 5
-OPACITY = 0.6  # of the map over its image
 
 
 def parse_args(argv=None):
@@ -42,8 +40,15 @@ def parse_args(argv=None):
     group = parser.add_argument_group("data, by default the run's")
     group.add_argument("--seed", type=cli.natural, help="that chooses the crops of a class")
     group.add_argument("--images", type=cli.path, help="folder of images without labels, to score these")
-    datatypes.add_flags(parser)
-    return parser.parse_args(argv), parser
+    group.add_argument(
+        "--embedder_weights",
+        "--vgg_weights",
+        type=cli.path,
+        metavar="FILE",
+        help="the frozen network's weights, where their file is no longer where the training found it",
+    )
+    datatypes.add_flags_of_run(parser)
+    return parser.parse_args(argv)
 
 
 def plain_name(text: str) -> str:
@@ -54,11 +59,13 @@ def plain_name(text: str) -> str:
 
 
 def main(argv=None):
-    args, parser = parse_args(argv)
+    args = parse_args(argv)
     device = processes.select_alone("score_anomaly.py", args.device, args.precision, args.deterministic)
     saved, path = runs.read_run(args.logdir)
     config = saved["config"]
-    datatypes.take_flags_of_run(args, parser, saved["args"])
+    if args.embedder_weights:
+        saved["args"]["embedder_weights"] = args.embedder_weights
+    datatypes.take_flags_of_run(args, saved["args"])
     args.seed = saved["args"].get("seed") if args.seed is None else args.seed
     args.name = args.name or ("images" if args.images else args.split)
     if args.tile not in (None, config["tile"]):
@@ -113,8 +120,8 @@ def describe_image(scorer: Scorer, i: int, found: ScoredImage) -> dict:
     data, label = scorer.data, int(scorer.data.labels[i])
     mask = data.object_mask(i)
     row = {"img": i, "img_path": data.names[i], "label": label if label >= 0 else None}
-    row |= {"o2i": None if mask is None else float(mask.mean()), "middle": float(np.median(found.map()))}
     row["score"] = float(AGGREGATES[scorer.args.aggregate](found.scores))
+    row["middle"] = float(np.median(found.map()))
     return row | found.detection(mask, row["label"], data.has_objects)
 
 
@@ -135,7 +142,7 @@ def draw_pictures(scorer: Scorer, table: GrowingTable) -> None:
     for i, found in zip(chosen, scorer.scored(chosen), strict=True):
         row, image = table.rows[i], found.image.permute(1, 2, 0).numpy()  # (H, W, 1 or 3)
         heat = np.clip((found.pixels() - low) / max(high - low, 1e-12), 0, 1)
-        picture = pictures.blend_saliency(image, heat, top=1 / OPACITY)
+        picture = pictures.blend_saliency(image, heat, top=1 / pictures.OPACITY)
         title, mask = f"image {i}, {row['score']:.3g}", scorer.data.object_mask(i)
         panels[i] = pictures.Panel(picture, title, mask=mask, color=scorer.data.outline)
     for row in overlays:
@@ -150,7 +157,7 @@ def extremes(rows: list[dict]) -> dict[str, list[dict]]:
     for title, label in {"abnormal": 1, "normal": 0, "images": None}.items():
         found = sorted((row for row in rows if row["label"] == label), key=lambda row: -row["score"])
         if found:
-            n = min(PANELS_PER_ROW, -(-len(found) // 2))
+            n = min(pictures.PANELS_PER_ROW, -(-len(found) // 2))
             sheet |= {f"{title}, highest": found[:n], f"{title}, lowest": found[-n:][::-1]}
     return sheet
 

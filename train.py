@@ -123,8 +123,8 @@ def fit(model: nn.Module, loaders: Loaders, args, device: torch.device) -> dict:
             log_histograms(learner, run)
             run.end_epoch(row)
             say_epoch(run, epochs)
-    processes.end_processes()
     report(run)
+    processes.end_processes()
     return run.best
 
 

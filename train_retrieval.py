@@ -12,7 +12,7 @@ from common import cli, processes, runfolder
 from common.optimizers import Resumable
 from common.runfolder import RunFolder
 from data import loaders, pairs
-from models import resnet
+from models import near_duplicates
 from retrieval import manipulate, protocol, triplet
 
 SUMS = ("loss", "pairs", "reconstruction", "reconstructed")
@@ -36,7 +36,7 @@ def parse_args(argv=None):
     parser = cli.ArgumentParser(description=__doc__)
     pairs.add_flags(parser)
     add = parser.add_argument_group("network").add_argument
-    add("--base", choices=resnet.BASES, default="resnet50", help="trunk; Koker 2020 has all three")
+    add("--base", choices=near_duplicates.BASES, default="resnet50", help="trunk; Koker 2020 has all three")
     add(
         "--weights",
         metavar="imagenet|FILE|random",
@@ -44,7 +44,7 @@ def parse_args(argv=None):
     )
     add(
         "--train_layers",
-        choices=resnet.LAYERS,
+        choices=near_duplicates.LAYERS,
         default="last",
         help="of the trunk; last is what the published networks learned: layer4, conv5_2 to conv5_4",
     )
@@ -71,7 +71,8 @@ def _fill_in(args):
         args.weights = "random" if autoencoder else "imagenet"
     if args.lr is None:
         args.lr = AUTOENCODER_RATE if autoencoder else RATES[args.train_layers]
-    args.reconstruction_epochs *= autoencoder
+    if not autoencoder:
+        args.reconstruction_epochs = 0
     return args
 
 
@@ -81,7 +82,7 @@ def main(argv=None):
     make = manipulate.Manipulator(args.manipulations)
     splits = pairs.load_splits(args, make, args.loss == "triplet")
     processes.seed_everything(args.seed)  # before the weights are drawn
-    network, weights = resnet.start(args.base, args.weights)
+    network, weights = near_duplicates.start(args.base, args.weights)
     learner = (AutoencoderLearner if args.base == "autoencoder" else Learner)(network.to(device), args, device)
     fit(learner, splits, make.table, weights, args)
 

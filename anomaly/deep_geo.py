@@ -152,10 +152,21 @@ def fit(normals, val, args, device: torch.device) -> None:
     state = {"model": model, "optimizer": Resumable(optimizer, scaler.is_enabled()), "scaler": scaler}
     versions = normals.in_versions(N_TRANSFORMS)
     n_steps = -(-len(versions) // args.batch_size)
-    best = ("val_loss", min) if args.patience else ("epoch", max)
     columns = {name: tag for name, tag in COLUMNS.items() if val is not None or not name.startswith("val")}
-    options = {"kept": ("model",), "scalars": step_scalars, "advice": "lower --lr"}
-    with open_run(args, normals, device, network, state, columns, SUMS, best, n_steps, **options) as run:
+    with open_run(
+        args,
+        normals,
+        device,
+        columns=columns,
+        config=network,
+        state=state,
+        sums=SUMS,
+        best=("val_loss", min) if args.patience else ("epoch", max),
+        steps_per_epoch=n_steps,
+        kept=("model",),
+        scalars=step_scalars,
+        advice="lower --lr",
+    ) as run:
         for epoch in run.epochs(args.epochs):
             model.train()
             first, last = epoch * n_steps + run.done, (epoch + 1) * n_steps

@@ -118,12 +118,11 @@ def fit(normals, val, args, device: torch.device) -> None:
         args,
         normals,
         device,
-        detector.embedder.describe(),
-        state,
-        COLUMNS,
-        ("tiles",),
-        ("epoch", max),
-        n_batches,
+        columns=COLUMNS,
+        config=detector.embedder.describe(),
+        state=state,
+        sums=("tiles",),
+        steps_per_epoch=n_batches,
         kept=("forest",),
     ) as run:
         for _ in run.epochs(1):

@@ -50,7 +50,14 @@ def fit(normals, val, args, device: torch.device) -> None:
     config = {"gallery": n, **detector.embedder.describe()}
     n_batches = -(-n // args.batch_size)
     with open_run(
-        args, normals, device, config, {"gallery": detector.gallery}, COLUMNS, ("tiles",), ("epoch", max), n_batches
+        args,
+        normals,
+        device,
+        columns=COLUMNS,
+        config=config,
+        state={"gallery": detector.gallery},
+        sums=("tiles",),
+        steps_per_epoch=n_batches,
     ) as run:
         for _ in run.epochs(1):
             for tiles, _, _ in run.steps(normals.batches(args, device, run.done, n)):

@@ -141,9 +141,15 @@ class Detector(nn.Module):
 
 def network_of(args, in_channels: int) -> AutoencoderConfig:
     """The network that the flags ask for."""
-    initial = args.initial_res if args.progressive else args.tile
-    shape = (in_channels, args.tile, initial, args.latent_res, args.latent_dim, tuple(args.dims), args.network)
-    return AutoencoderConfig(*shape)
+    return AutoencoderConfig(
+        in_channels=in_channels,
+        max_res=args.tile,
+        initial_res=args.initial_res if args.progressive else args.tile,
+        latent_res=args.latent_res,
+        latent_dim=args.latent_dim,
+        dims=tuple(args.dims),
+        kind=args.network,
+    )
 
 
 def planned_stages(args) -> list[growing.Stage]:
@@ -186,13 +192,13 @@ def fit(normals: NormalTiles, val: NormalTiles | None, args, device: torch.devic
         args,
         normals,
         device,
-        config,
-        learner.state(),
-        columns,
-        learner.sums,
-        ("lowest", min) if args.patience else ("epoch", max),
-        args.val_iter,
-        ("state_dict", "statistics") if detector.perceptual else ("state_dict",),
+        columns=columns,
+        config=config,
+        state=learner.state(),
+        sums=learner.sums,
+        best=("lowest", min) if args.patience else ("epoch", max),
+        steps_per_epoch=args.val_iter,
+        kept=("state_dict", "statistics") if detector.perceptual else ("state_dict",),
         scalars=lambda sums: {f"train/{name}": value for name, value in sums.items()},
         advice="lower --lr",
         limit=MOST_LOSS,

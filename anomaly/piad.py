@@ -230,10 +230,19 @@ def fit(normals, val, args, device: torch.device) -> None:
         config["vgg_stats_sha256"] = sha256_of(args.vgg_stats)
     n_steps = min(args.val_iter, args.iters)
     columns = {name: tag for name, tag in COLUMNS.items() if val is not None or not name.startswith("val")}
-    options = {"kept": ("encoder", "decoder", "statistics"), "scalars": step_scalars, "advice": "lower --lr"}
-    options["place"] = lambda epoch, step: f"iteration {(epoch - 1) * n_steps + step}"
     with open_run(
-        args, normals, device, config, learner.state(), columns, SUMS, ("epoch", max), n_steps, **options
+        args,
+        normals,
+        device,
+        columns=columns,
+        config=config,
+        state=learner.state(),
+        sums=SUMS,
+        steps_per_epoch=n_steps,
+        kept=("encoder", "decoder", "statistics"),
+        scalars=step_scalars,
+        advice="lower --lr",
+        place=lambda epoch, step: f"iteration {(epoch - 1) * n_steps + step}",
     ) as run:
         for epoch in run.epochs(-(-args.iters // n_steps)):
             if epoch == run.done == 0:

@@ -15,12 +15,13 @@ def open_run(
     args,
     normals: NormalTiles,
     device: torch.device,
-    config: dict,
-    state: dict,
+    *,
     columns: dict,
-    sums: tuple[str, ...],
-    best: tuple,
-    steps_per_epoch: int,
+    config: dict | None = None,
+    state: dict | None = None,
+    sums: tuple[str, ...] = (),
+    best: tuple = ("epoch", max),
+    steps_per_epoch: int = 1,
     kept: tuple[str, ...] = (),
     **options,
 ) -> RunFolder:
@@ -28,10 +29,11 @@ def open_run(
 
     Args:
         config: plain values that `load` needs to make the detector again, and that must be equal to go on.
-        state, columns, sums, best, steps_per_epoch, options: as RunFolder takes them.
+        columns, state, sums, best, steps_per_epoch, options: as RunFolder takes them.
         kept: names of the state that scoring needs; default all.
     """
-    config = {"method": args.method, "tile": normals.tile, "in_channels": normals.in_channels, **config}
+    state = state or {}
+    config = {"method": args.method, "tile": normals.tile, "in_channels": normals.in_channels} | (config or {})
     fingerprint = normals.fingerprint()
     return RunFolder(
         args,
@@ -66,5 +68,7 @@ def arguments(saved: dict) -> argparse.Namespace:
 def check_same_network(found: dict, config: dict, path: Path) -> None:
     """BadInput when a frozen network, as its describe() says, is not the one that the detector was trained with."""
     for name, value in found.items():
-        if config.get(name) != value:
-            raise BadInput(f"{path}: trained with {name} {config.get(name)}, found {value}; give the same weights")
+        renamed = name == "weights" and found.get("weights_sha256")  # a file is told by its digest
+        if config.get(name) != value and not renamed:
+            advice = "--embedder_weights names their file"
+            raise BadInput(f"{path}: trained with {name} {config.get(name)}, found {value}; {advice}")

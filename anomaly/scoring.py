@@ -23,7 +23,7 @@ AGGREGATES = {
 class ScoredImage:
     """An image's tiles and what the detector says of them.
 
-    Attributes: corners (N, 2), y and x of the tiles; scores (N,) float64; `map`, see below, once all are scored.
+    Attributes: corners (N, 2), y and x of the tiles; scores (N,) float64, `left` of which are still to come.
     """
 
     def __init__(self, image: Tensor, name: str, tile: int, stride: int):

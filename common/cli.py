@@ -248,14 +248,11 @@ def plain_line(message) -> str:
 def _os_error(error):
     """One line for what the file system refuses; an OSError that names no file is a bug and is raised again."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return _complain(f"disk full{_where(error)}: free some space, then the same command continues", 1)
+        place = f" ({error.filename})" if error.filename else ""
+        return _complain(f"disk full{place}: free some space, then the same command continues", 1)
     if error.filename is None:
         raise error
     return _complain(f"{error.filename}: {error.strerror}", 2)
-
-
-def _where(error):
-    return f" ({error.filename})" if error.filename else ""
 
 
 def progress(iterable, total: int, desc: str, unit: str = "it"):

@@ -61,7 +61,8 @@ class Recorded:
         if self.recorder is None or self.unless(*args):
             return self.work(*args)
         leaves, tree = tree_flatten(args)
-        kind = (tree, *map(_kind, leaves), *self.constants())
+        kinds = [(leaf.shape, leaf.dtype) if torch.is_tensor(leaf) else leaf for leaf in leaves]
+        kind = (tree, *kinds, *self.constants())
         if kind != self.kind:
             self.alike = self.alike + 1 if kind == self.last else 1
             self.last = kind
@@ -89,7 +90,3 @@ class Recorded:
                 print(f"--cuda_graph: not recorded ({cli.plain_line(error)[:300]}); going on without", flush=True)
             return False
         return True
-
-
-def _kind(leaf):
-    return (leaf.shape, leaf.dtype) if torch.is_tensor(leaf) else leaf

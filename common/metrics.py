@@ -44,7 +44,7 @@ def classification(labels: np.ndarray, scores: np.ndarray) -> dict[str, float]:
 
 
 def youden_threshold(labels: np.ndarray, scores: np.ndarray) -> float:
-    """The score from which on to predict 1, so that the true minus the false positive rate is largest.
+    """The score above which to predict 1, so that the true minus the false positive rate is largest.
 
     It lies halfway between two neighbouring scores; of several best ones the highest, NaN where only one class is
     present. Source: Youden 1950.
@@ -56,12 +56,13 @@ def youden_threshold(labels: np.ndarray, scores: np.ndarray) -> float:
     fpr, tpr, thresholds = roc_curve(labels, scores, drop_intermediate=False)
     best = float(thresholds[1:][np.argmax((tpr - fpr)[1:])])  # the first one is infinite
     below = np.asarray(scores)[np.asarray(scores) < best]
-    return (best + float(below.max())) / 2 if len(below) else best
+    middle = (best + float(below.max())) / 2 if len(below) else best
+    return min(middle, float(np.nextafter(best, -np.inf)))  # below `best` also where it rounds to it
 
 
 def at_threshold(labels: np.ndarray, scores: np.ndarray, threshold: float) -> dict[str, float]:
-    """Accuracy, precision, recall and F1 when scores from the threshold on predict 1."""
-    tp, fp, fn, tn = confusion(labels, np.asarray(scores) >= threshold)
+    """Accuracy, precision, recall and F1 when scores above the threshold predict 1."""
+    tp, fp, fn, tn = confusion(labels, np.asarray(scores, np.float64) > threshold)
     return {**rates(tp, fp, fn, tn), "f1": 2 * tp / (2 * tp + fp + fn) if tp + fp + fn else 0.0}
 
 

@@ -7,9 +7,15 @@ import numpy as np
 
 from common.files import atomic_open, open_input
 
+PANELS_PER_ROW = 5
+OPACITY = 0.6  # of a map over its image, where it is highest
+OUTCOMES = {  # (label, prediction) -> row of a contact sheet, as in Pawlowski 2019's figures 16 and 18-21
+    (1, 1): "true positives",
+    (0, 1): "false positives",
+    (1, 0): "false negatives",
+    (0, 0): "true negatives",
+}
 NEEDLE, LESION, EXAMPLE = (70, 130, 255), (0, 200, 0), (230, 30, 30)  # outline colours: blue, green, red
-
-
 SOFTWARE = "Needles in Haystacks testbed"  # in the PNG, so that no other is replaced
 
 

@@ -204,7 +204,7 @@ class RunFolder:
 
         Between two of them it saves when it is time to, or when a signal asks it to, and then stops.
 
-        After the last one, signals end the work at once, and its place is saved: evaluation follows.
+        After the last one a signal stops even an evaluation at once, and the run is saved as after the last step.
         """
         epoch = len(self.history) + 1
         for item in processes.progress_on_rank_0(steps, len(steps), f"epoch {epoch}", "step"):
@@ -379,7 +379,8 @@ class RunFolder:
             numbers = all(isinstance(name, str) and isinstance(value, (int, float)) for name, value in row.items())
             if row["epoch"] != epoch or not numbers:
                 raise ValueError(f"row {epoch} of the history")
-        if not (best_epoch is None and not rows) and not 1 <= best_epoch <= len(rows):
+        fits = best_epoch in range(1, len(rows) + 1) if rows else best_epoch is None
+        if not fits:
             raise ValueError(f"best epoch {best_epoch} of {len(rows)}")
         self.history, self.best = rows, rows[best_epoch - 1] if rows else None
         if self.best is not None and not set(self.columns) <= self.best.keys():

@@ -28,7 +28,7 @@ LEAST = 5  # positives below which a range has no scores
 
 
 def detection(values: np.ndarray, mask: np.ndarray | None, label: int, known: bool) -> dict:
-    """Columns peak_y, peak_x, cell, confidence and hit of an image by its map's maximum.
+    """Columns o2i, peak_y, peak_x, cell, confidence and hit of an image by its map's maximum.
 
     Args:
         values: (H, W), a value per pixel.
@@ -54,8 +54,9 @@ def cell_detection(
 def _detection(y, x, cell, value, mask, label, known):
     """Columns of the cell with this upper left pixel."""
     hit = int(label == 1 and mask is not None and mask[y : y + cell, x : x + cell].any()) if known else None
+    o2i = None if mask is None else float(mask.mean())
     peak = {"peak_y": y + cell // 2, "peak_x": x + cell // 2}
-    return {**peak, "cell": cell, "confidence": float(value), "hit": hit}
+    return {"o2i": o2i, **peak, "cell": cell, "confidence": float(value), "hit": hit}
 
 
 def write(logdir: Path, split: str, rows: list[dict], threshold: float | None = None) -> dict:
@@ -80,15 +81,12 @@ def summarise(rows: list[dict]) -> dict:
     """
     negatives = [row for row in rows if row["label"] == 0]
     positives = [row for row in rows if row["label"] == 1]
+    measured = [row for row in positives if row["o2i"] is not None]
     ranges = [
-        {"o2i": name, **_scores([row for row in positives if _within(row, low, high)], negatives)}
+        {"o2i": name, **_scores([row for row in measured if low < row["o2i"] <= high], negatives)}
         for name, low, high in RANGES
     ]
     return {"images": len(rows), **_scores(positives, negatives), "ranges": ranges}
-
-
-def _within(row, low, high):
-    return row["o2i"] is not None and low < row["o2i"] <= high
 
 
 def _scores(positives, negatives):

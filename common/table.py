@@ -32,8 +32,7 @@ class GrowingTable:
         if not known:
             for path in self.folder.iterdir():
                 path.unlink()
-        with atomic_open(self.folder / ROWS, "w") as file:
-            file.writelines(f"{json.dumps(row)}\n" for row in self.rows)
+        self.keep(len(self.rows))
         write_json(self.folder / BOOK, identity)
 
     @staticmethod
@@ -57,6 +56,12 @@ class GrowingTable:
                     break
                 rows.append(row)
         return rows
+
+    def keep(self, n: int) -> None:
+        """Keep the first n rows alone."""
+        self.rows = self.rows[:n]
+        with atomic_open(self.folder / ROWS, "w") as file:
+            file.writelines(f"{json.dumps(row)}\n" for row in self.rows)
 
     def add(self, row: dict) -> None:
         """Add a row, after whatever else belongs to it was written."""

@@ -2,7 +2,7 @@
 
 A data set is a torch Dataset with
 
-    len(data), data[i] -> (image (C, H, W) float32, label 0 or 1)
+    len(data), data[i] -> (image (C, H, W) float32, label: 1 with the object, 0 without, -1 where it is not known)
     names         list of file names, one for each image
     labels        (N,) int64
     in_channels   C

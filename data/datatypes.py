@@ -11,7 +11,8 @@ from data.transforms import Transform, Transformed
 
 # flag that says where the data are -> --datatype
 LOCATIONS = {"data_path": "mnist", "neg_path": "camelyon", "photos": "photos", "root": "list"}
-NAMES = ("mnist", "camelyon", "photos", "list", "nih", "cifar10", "svhn")
+BELOW_ROOT = ("list", "nih", "cifar10", "svhn")
+NAMES = ("mnist", "camelyon", "photos", *BELOW_ROOT)
 
 
 def add_flags(parser) -> None:
@@ -30,20 +31,30 @@ def settle(args) -> None:
         raise BadInput(f"no data: give one of {', '.join(f'--{name}' for name in LOCATIONS)}")
 
 
-def take_flags_of_run(args, parser, trained_with: dict) -> None:
-    """Let the data be a run's, as far as the flags do not say otherwise."""
-    given, own = args.datatype or _given(args), cli.ArgumentParser()
-    add_flags(own)
-    for action in own._actions:
-        saved = trained_with.get(action.dest)
-        if (
-            action.dest != "help"
-            and getattr(args, action.dest) == parser.get_default(action.dest)
-            and saved is not None
-        ):
-            setattr(args, action.dest, action.type(saved) if action.type and isinstance(saved, str) else saved)
-    args.datatype = given or args.datatype
+def add_flags_of_run(parser) -> None:
+    """Declare the same flags for a command that takes them from a run: None where they are not given."""
+    add_flags(parser)
+    parser.set_defaults(**dict.fromkeys(_actions()))
+
+
+def take_flags_of_run(args, trained_with: dict) -> None:
+    """Let the data be a run's, as far as flags of `add_flags_of_run` do not say otherwise."""
+    kind = args.datatype or _given(args)
+    if args.datatype is None and kind == "list" and trained_with.get("datatype") in BELOW_ROOT:
+        kind = trained_with["datatype"]  # --root alone says where such data are, not what they are
+    for name, action in _actions().items():
+        if getattr(args, name) is None:
+            saved = trained_with.get(name, action.default)
+            setattr(args, name, action.type(saved) if action.type and isinstance(saved, str) else saved)
+    args.datatype = kind or args.datatype
     settle(args)
+
+
+def _actions():
+    """Name -> the parser's action, of every flag of `add_flags`."""
+    parser = cli.ArgumentParser(add_help=False)
+    add_flags(parser)
+    return {action.dest: action for action in parser._actions}
 
 
 def _given(args):

@@ -81,7 +81,10 @@ class Canvases(Pictures):
 
 def open_pictures(folder: Path, flag: str, filetype: str | None = None) -> Pictures:
     """All images in and below a folder. BadInput names flag and folder when there are none with the ending."""
-    names = _named(flag, photos.list_images, folder)
+    try:
+        names = photos.list_images(folder)
+    except BadInput as error:
+        raise BadInput(f"{flag} {error}") from None
     if filetype is None:
         return Pictures(folder, names)
     chosen = [name for name in names if name.lower().endswith(filetype.lower())]
@@ -134,13 +137,6 @@ def _load_validation(args, manipulate, triplets):
     if len(pictures) < 2:
         raise BadInput(f"--valid_path {args.valid_path or '(val split)'}: holds one image; negatives need two or more")
     return MadePairs(pictures, manipulate, args.seed, triplets)
-
-
-def _named(flag, list_images, folder):
-    try:
-        return list_images(folder)
-    except BadInput as error:
-        raise BadInput(f"{flag} {error}") from None
 
 
 def groups_of(names: list[str], source: str) -> dict[str, list[int]]:

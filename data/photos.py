@@ -162,7 +162,7 @@ class Arrays(Photos):
         return _to_float(self.images[i]), int(self.labels[i])
 
     def check_one_size(self) -> None:
-        """They have."""
+        """Nothing to check: the pictures of one array are of one size."""
 
     def fingerprint(self) -> str:
         return hashlib.sha256(self.images.tobytes() + self.labels.tobytes()).hexdigest()
@@ -188,7 +188,7 @@ def load_folder(args, split: str) -> Photos | None:
     folder = args.photos / split
     if not args.photos.is_dir():
         raise BadInput(f"--photos {args.photos}: no such folder")
-    found = {name: _pictures_below(folder / name) for name in CLASSES}
+    found = {name: list_images(folder / name, empty=True) if (folder / name).is_dir() else [] for name in CLASSES}
     if split == "train" and (found["abnormal"] or found["anomaly"]):
         name = "abnormal" if found["abnormal"] else "anomaly"
         raise BadInput(f"{folder / name / found[name][0]}: abnormal, but training takes normal images only; move it")
@@ -196,11 +196,6 @@ def load_folder(args, split: str) -> Photos | None:
         print(f"{folder / 'anomaly'}: taken as {folder / 'abnormal'}")
     names = [(f"{name}/{file}", label) for name, label in CLASSES.items() for file in found[name]]
     return Photos(folder, *map(list, zip(*names, strict=True))) if names else None
-
-
-def _pictures_below(folder):
-    """As list_images; a folder that is not there has none."""
-    return list_images(folder, empty=True) if folder.is_dir() else []
 
 
 def load_unlabelled(folder: Path) -> Photos:
@@ -241,31 +236,42 @@ def _read_list(args, flag):
 
 
 def load_arrays(args, split: str) -> Arrays | None:
-    """CIFAR10 or SVHN: images of args.classes are normal, all others abnormal; those to train on are normal alone.
+    """A split of CIFAR10 or SVHN: the images that its lists choose or, without lists, that --classes do.
 
-    Lists choose among torchvision's training part; without them all of its classes are taken, for test of the test
-    part. None: a validation split without a list. BadInput for lists that contradict --classes.
+    None: a validation split without a list. BadInput for lists that contradict each other or --classes.
     """
     normal, abnormal = _read_numbers(args, LISTS[split]), _read_numbers(args, "abnormal_list")
     if split == "val" and normal is None:
         return None
     if normal is not None and abnormal is not None:
         _refuse_both(args, LISTS[split], normal.tolist(), abnormal.tolist())
-    listed = normal is not None or (split == "test" and abnormal is not None)
-    part = "train" if split != "test" or listed else "test"
+    if split != "test":
+        abnormal = None
+    if normal is None and abnormal is None:
+        return _load_classes(args, split)
+    return _load_listed(args, split, normal, abnormal)
+
+
+def _load_classes(args, part):
+    """Images of --classes are normal, all others of the part abnormal; those to train on are normal alone."""
     images, classes = _torchvision(args.datatype, args.root, part)
-    wanted = np.isin(classes, args.classes or ([] if listed else [0]))
-    if listed:
-        lists = [found if found is not None else [] for found in (normal, abnormal if split == "test" else None)]
-        numbers, labels = np.concatenate(lists).astype(np.int64), np.repeat([0, 1], list(map(len, lists)))
-    else:
-        numbers = np.flatnonzero(wanted) if split == "train" else np.arange(len(images))
-        labels = (~wanted[numbers]).astype(np.int64)
+    labels = (~np.isin(classes, args.classes or [0])).astype(np.int64)
+    if labels.all():
+        raise BadInput(f"--classes {args.classes}: no image of {args.datatype}'s {part} part is of them")
+    numbers = np.flatnonzero(labels == 0) if part == "train" else np.arange(len(images))
+    return Arrays(images[numbers], [f"{part}_{i}" for i in numbers], labels[numbers])
+
+
+def _load_listed(args, split, normal, abnormal):
+    """Images of torchvision's training part by their numbers; a list may be None."""
+    images, classes = _torchvision(args.datatype, args.root, "train")
+    lists = [[] if found is None else found for found in (normal, abnormal)]
+    numbers, labels = np.concatenate(lists).astype(np.int64), np.repeat([0, 1], list(map(len, lists)))
     if len(numbers) == 0 or numbers.min() < 0 or numbers.max() >= len(images):
         raise BadInput(f"--{LISTS[split]}: expected numbers from 0 to {len(images) - 1}, found others or none")
-    if args.classes and (wanted[numbers] != (labels == 0)).any():
+    if args.classes and (np.isin(classes[numbers], args.classes) != (labels == 0)).any():
         raise BadInput(f"--{LISTS[split]}: normal and abnormal images are not those of --classes {args.classes}")
-    return Arrays(images[numbers], [f"{part}_{i}" for i in numbers], labels)
+    return Arrays(images[numbers], [f"train_{i}" for i in numbers], labels)
 
 
 def _read_numbers(args, flag):

@@ -43,7 +43,7 @@ class Data:
     flags: Callable[[list[Path], str], dict]
     classes: tuple[str, ...] = ("",)
     settings: Callable[[str], dict[str, str]] = lambda _: {}
-    of_dpa: tuple[tuple[str, object], ...] = ()  # crop and the like, of methods without a setting
+    without_setting: tuple[tuple[str, object], ...] = ()  # crop and the like, of methods without a setting
 
 
 def listed(images: Path, lists: Path) -> dict:
@@ -81,7 +81,7 @@ DATASETS = {
             "l1": "camelyon16_l1",
             "adversarial": "camelyon16_adversarial",
         },
-        of_dpa=(("--crop", 64),),
+        without_setting=(("--crop", 64),),
     ),
     "nih": Data(
         "folders of nih.py resize and of nih.py folds",
@@ -239,7 +239,10 @@ def training_flags(args, dataset: str, normal: str, method: str, variant: str) -
     data = DATASETS[dataset]
     paths = [path.absolute() for path in getattr(args, dataset)]
     setting = data.settings(normal) if method == "dpa" and args.preset == "paper" else {}
-    flags = data.flags(paths, normal) | ({} if setting else dict(data.of_dpa)) | PRESETS[args.preset].get(method, {})
+    flags = data.flags(paths, normal)
+    if not setting:
+        flags |= dict(data.without_setting)
+    flags |= PRESETS[args.preset].get(method, {})
     if setting:
         flags["--setting"] = setting.get(variant, setting[""])
     if variant not in setting:

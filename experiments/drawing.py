@@ -185,11 +185,11 @@ def add_legend(axis, palette: dict, hue: str | None, hollow: bool) -> None:
 
 def draw_heat(axis, table, view: View) -> None:
     """Mean validation accuracy over all runs above 70 % training accuracy."""
-    means = validation_means(table)
-    means = means[in_order(means.columns)].sort_index(ascending=False)
-    means.index = [f"{size:g}" for size in means.index]
+    accuracies = validation_means(table)
+    accuracies = accuracies[in_order(accuracies.columns)].sort_index(ascending=False)
+    accuracies.index = [f"{size:g}" for size in accuracies.index]
     style = {"annot": True, "fmt": ".2f", "cmap": "viridis", "cbar_kws": {"label": LABELS["val_acc"]}}
-    sns.heatmap(means, vmin=CHANCE, vmax=1, ax=axis, **style)
+    sns.heatmap(accuracies, vmin=CHANCE, vmax=1, ax=axis, **style)
     axis.tick_params(axis="y", rotation=0)
     axis.set(xlabel=LABELS["o2i"], ylabel=LABELS["num_examples"])
 

@@ -11,7 +11,7 @@ import numpy as np
 from experiments.figures import LABELS
 from experiments.results import LEVELS, smallest_sets
 
-GOOD, LEARNT = 0.7, 0.6  # accuracies that count as "reasonable", and as above chance
+GOOD, ABOVE_CHANCE = 0.7, 0.6  # accuracies that count as "reasonable", and as above chance
 TINY = 1.5  # O2I in percent below which objects count as small
 CONFIRMED, CONTRADICTED, UNDECIDED = "confirmed", "contradicted", "undecided"
 WORST_FIRST = (CONTRADICTED, UNDECIDED, CONFIRMED)
@@ -128,7 +128,8 @@ def wins(evidence, axis: str, better: tuple, worse: tuple, at="each", column="te
     found = evidence.means(column, axis, [*better, *worse], places)
     places = list(dict.fromkeys(key[:-1] for key in found))
     if at == "smallest" and column == "test_acc":
-        places = [place for place in places if any(k[:-1] == place and m.value > LEARNT for k, m in found.items())]
+        learnt = {key[:-1] for key, mean in found.items() if mean.value > ABOVE_CHANCE}
+        places = [place for place in places if place in learnt]
     places = {"largest": places[:1], "smallest": places[-1:]}.get(at, places)
     pairs = [((*place, a), (*place, b)) for place in places for a in better for b in worse]
     signs = [compare(found[a], found[b]) for a, b in pairs if a in found and b in found]
@@ -145,11 +146,12 @@ def gains(evidence, axis: str, along: str):
     differences = {}
     for place in places:
         low, high = found.get((place, values[0])), found.get((place, values[-1]))
-        if low and high and high.value > LEARNT:
+        if low and high and high.value > ABOVE_CHANCE:
             error = float(np.hypot(low.error, high.error))
             differences[place,] = Mean(high.value - low.value, error, min(low.n, high.n))
-    first, *_, last = [*differences.values()] if len(differences) > 1 else [None, None]
-    return decide([compare(last, first)] if first else []), f"gains {show(differences)}"
+    gained = list(differences.values())
+    signs = [compare(gained[-1], gained[0])] if len(gained) > 1 else []
+    return decide(signs), f"gains {show(differences)}"
 
 
 def limit(evidence, threshold: float):

@@ -31,7 +31,7 @@ class Places:
 
     root: Path
     mnist: str | None = None
-    digits: sources.Digits = sources.MNIST  # what `mnist` holds
+    digits: sources.DigitSource = sources.MNIST  # what `mnist` holds
     crops: Path | None = None
     batch_size: int | None = None  # images at a time; None: whole batches
     workers: int = 0

@@ -15,7 +15,7 @@ from data.cluttered_mnist import digits
 NEEDLE = 3  # generate_data.py's --digit
 
 
-class Digits(NamedTuple):
+class DigitSource(NamedTuple):
     """What nMNIST is made of: "" for MNIST itself, else how folders and labels call it; its needles for training."""
 
     name: str
@@ -23,7 +23,7 @@ class Digits(NamedTuple):
     content: str  # as `mnist` in a data set's args.json
 
 
-MNIST = Digits("", 5638, "ac596f41042addd5")
+MNIST = DigitSource("", 5638, "ac596f41042addd5")
 
 
 def absolute(source: str) -> str:
@@ -32,14 +32,14 @@ def absolute(source: str) -> str:
 
 
 @functools.cache
-def digits_of(source: str) -> Digits:
+def digits_of(source: str) -> DigitSource:
     """The digits of a `--mnist`; those of a folder that is not there yet are MNIST's, which are downloaded."""
     if source != "digits" and not Path(source).exists():
         return MNIST
     splits = digits.load(source)
     needles, content = int((splits["train"].labels == NEEDLE).sum()), digits.content_digest(splits)
     name = "" if content == MNIST.content else "digits" if source == "digits" else content[:8]
-    return Digits(name, needles, content)
+    return DigitSource(name, needles, content)
 
 
 @functools.cache

@@ -9,7 +9,7 @@ contrast between confident positive tiles and hard negative ones. Source: HNM-WS
 
 import argparse
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -32,7 +32,7 @@ from mil.self_paced import INIT, Holder, Pace
 from mil.tiles import Draws, Joined, Thinned, TileBags
 from models import dsmil, embedders
 from models import encoder as encoders
-from models.encoder import Encoder
+from models.encoder import TileEncoder
 
 EVAL_EVERY = 3  # epochs between validation losses
 INITIAL = "encoder_init.pth"
@@ -162,14 +162,14 @@ def with_witness_rate(train: TileBags, args) -> TileBags:
 class Learner:
     """What a step works on and changes."""
 
-    encoder: Encoder
+    encoder: TileEncoder
     optimizer: torch.optim.Optimizer  # plain SGD, which has no state
     scaler: torch.amp.GradScaler
     device: torch.device
     args: argparse.Namespace
 
 
-def fit(encoder: Encoder, splits: dict[str, TileBags], args, device, log: tracker.Tracker) -> Pace:
+def fit(encoder: TileEncoder, splits: dict[str, TileBags], args, device, log: tracker.Tracker) -> Pace:
     """All epochs and MIL rounds in args.logdir, continuing what is there; returns where they ended."""
     data = Joined([splits[name] for name in ENCODER_BAGS[args.encoder_bags]])
     optimizer = torch.optim.SGD(encoder.parameters(), args.lr, weight_decay=args.weight_decay)
@@ -215,9 +215,7 @@ def first_pace(encoder, splits, args, device) -> Pace:
         save_encoder(path, Learner(encoder, None, None, device, args))
     found, scores = mil_round(INIT, splits, args, device)
     first = pace.after_round(found, scores, args)
-    return Pace(
-        pace.scores if args.pseudo_label_path else scores, args.ro, args.ro_neg, False, first.best_f1, first.rounds
-    )
+    return replace(first, scores=pace.scores if args.pseudo_label_path else scores, updated=False)
 
 
 def read_scores(splits, args) -> dict[str, np.ndarray]:

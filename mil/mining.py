@@ -73,10 +73,9 @@ def positives(scores: np.ndarray, positive: np.ndarray, threshold: float) -> np.
         raise BadInput("no positive bag with tiles among the encoder's bags; it learns from both classes")
     chosen = np.flatnonzero(positive & (scores > threshold))
     if not len(chosen):
-        highest = scores[positive].max()
+        top = scores[positive].max()
         raise BadInput(
-            f"--threshold {threshold:g}: no tile of a positive bag scores above it, the highest has {highest:.4g}; "
-            f"lower it"
+            f"--threshold {threshold:g}: no tile of a positive bag scores above it, the highest has {top:.4g}; lower it"
         )
     return chosen
 

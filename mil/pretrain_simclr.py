@@ -26,7 +26,7 @@ from mil import augment, features, tiles
 from mil.contrastive import cosine_rate, nt_xent
 from mil.tiles import Draws, Joined, TileBags
 from models import encoder as encoders
-from models.encoder import Encoder
+from models.encoder import TileEncoder
 
 SUMS = ("loss", "tiles")
 COLUMNS = {"epoch": None, "train_loss": "train/loss", "val_loss": "eval/loss", "lr": "stats/lr", "tiles_per_s": None}
@@ -86,7 +86,7 @@ def batches(order: np.ndarray, size: int) -> list[list[int]]:
     return found if len(found[-1]) > 1 else found[:-1]
 
 
-def fit(encoder: Encoder, data: TileBags, args, device) -> None:
+def fit(encoder: TileEncoder, data: TileBags, args, device) -> None:
     """Train in args.logdir, continuing what is there."""
     train, val = split_tiles(len(data), args)
     optimizer = torch.optim.Adam(encoder.parameters(), args.lr, weight_decay=args.weight_decay)
@@ -131,7 +131,7 @@ def open_folder(encoder, optimizer, scaler, data: TileBags, steps: int, args, de
     )
 
 
-def step(encoder: Encoder, optimizer, scaler, pictures: Tensor, args, device) -> Tensor:
+def step(encoder: TileEncoder, optimizer, scaler, pictures: Tensor, args, device) -> Tensor:
     """One step on two views of tiles (B, C, s, s); returns SUMS, (2,) float64 on the device."""
     generator = torch.Generator().manual_seed(int(torch.randint(2**62, ())))  # of the run's step
     loss = view_loss(encoder, pictures, generator, args, device)
@@ -143,7 +143,7 @@ def step(encoder: Encoder, optimizer, scaler, pictures: Tensor, args, device) ->
     return torch.stack([loss.detach().double() * n, n])
 
 
-def view_loss(encoder: Encoder, pictures: Tensor, generator, args, device) -> Tensor:
+def view_loss(encoder: TileEncoder, pictures: Tensor, generator, args, device) -> Tensor:
     """NT-Xent of two views of tiles."""
     pictures = features.resize(pictures.to(device, non_blocking=True), args.tile_resize)
     views = augment.views(pictures, args.augment_transform, generator)  # (2, B, 3, s, s)
@@ -153,7 +153,7 @@ def view_loss(encoder: Encoder, pictures: Tensor, generator, args, device) -> Te
 
 
 @torch.inference_mode()
-def validate(encoder: Encoder, loader, args, device) -> float:
+def validate(encoder: TileEncoder, loader, args, device) -> float:
     """The mean loss over validation tiles, always of the same views."""
     encoder.eval()
     total = n = 0

@@ -1,4 +1,4 @@
-"""What a trained bag classifier leaves of a split: scores.csv, maps, instance scores, a sheet of pictures."""
+"""What a trained bag classifier leaves of a split: scores/{split}.csv, maps, instance scores, a sheet of pictures."""
 
 from pathlib import Path
 
@@ -6,21 +6,14 @@ import numpy as np
 
 from common import metrics, pictures, scores
 from common.files import make_subfolder, write_csv, write_npy
+from data import tiles
 from mil import rounds
 from mil.bags import UNKNOWN, Bags
 
 INSTANCES = ("bag", "y", "x", "score", "truth")  # columns of instances_{split}.csv
 PICTURED = "test"  # the split that gets a sheet, which takes longer than its scores
-PANELS_PER_ROW = 5
 LARGEST = 256  # px of a panel without an image
-TINT = 0.6  # opacity of the red over the highest instances
-BRIGHTEST = 99  # percentile of a split's instance probabilities that gets it; the median gets none
-OUTCOMES = {  # (label, prediction) -> row of the contact sheet
-    (1, 1): "true positives",
-    (0, 1): "false positives",
-    (1, 0): "false negatives",
-    (0, 0): "true negatives",
-}
+BRIGHTEST = 99  # percentile of a split's instance probabilities that is drawn red; the median gets no red
 
 
 def write(logdir: Path, split: str, bags: Bags, found: rounds.Scores, threshold: float, images=None) -> dict:
@@ -41,7 +34,7 @@ def write(logdir: Path, split: str, bags: Bags, found: rounds.Scores, threshold:
         sheet(folder / "contact_sheet.png", bags, found, threshold, images)
     result = rounds.evaluate(bags, found, threshold) | {"localization_ap": by_size["localization_ap"]}
     if by_size["localization_ap"] is not None:
-        result["localization_ap_chance"] = chance(rows, bags)
+        result["localization_ap_chance"] = chance(rows, bags, images)
     return result
 
 
@@ -53,16 +46,20 @@ def row_of(i: int, bags: Bags, found: rounds.Scores, images, known: bool) -> dic
     label, logits, truth = int(bags.labels[i]), found.instances[i], bags.truth[i]
     mask = None if images is None else images.object_mask(i)
     row = {"img": i, "img_path": bags.names[i], "label": label, "score": float(found.bags[i])}
-    row["o2i"] = None if mask is None else float(mask.mean())
     row |= scores.cell_detection(logits, bags.corners[i], bags.tile, mask, label, known)
     if known and images is None:
         row["hit"] = int(truth[logits.argmax()] == 1)
     return row
 
 
-def chance(rows: list[dict], bags: Bags) -> float:
+def chance(rows: list[dict], bags: Bags, images) -> float:
     """Localisation AP of the same confidences, had each bag's detection been one of its tiles at random."""
-    shares = np.array([np.mean(truth == 1) for truth in bags.truth])
+    masks = [None] * len(bags) if images is None else map(images.object_mask, range(len(bags)))
+    hits = [
+        truth == 1 if mask is None else tiles.holds_object(mask, corners, bags.tile)  # as in row_of
+        for mask, corners, truth in zip(masks, bags.corners, bags.truth, strict=True)
+    ]
+    shares = np.array([hit.mean() for hit in hits])
     confidences = np.array([row["confidence"] for row in rows])
     return metrics.localization_ap_at_chance(shares, confidences, int(bags.labels.sum()))
 
@@ -98,13 +95,14 @@ def sheet(path: Path, bags: Bags, found: rounds.Scores, threshold: float, images
     values = [probabilities(logits) for logits in found.instances]
     low, high = np.percentile(np.concatenate(values), (50, BRIGHTEST))
     weights = [((each - low) / max(high - low, 1e-9)).clip(0, 1) for each in values]
-    predictions = (found.bags >= threshold).astype(int)
+    predictions = (found.bags.astype(np.float64) > threshold).astype(int)
     panels = []
-    for label, predicted in OUTCOMES:
-        chosen = np.flatnonzero((bags.labels == label) & (predictions == predicted))[:PANELS_PER_ROW]
+    for label, predicted in pictures.OUTCOMES:
+        chosen = np.flatnonzero((bags.labels == label) & (predictions == predicted))[: pictures.PANELS_PER_ROW]
         panels.append([panel(i, bags, weights[i], probabilities(found.bags)[i], images) for i in chosen.tolist()])
     limit = float(probabilities(np.array([threshold]))[0])
-    titles = [f"{title}\n(p {'≥' if predicted else '<'} {limit:.2f})" for (_, predicted), title in OUTCOMES.items()]
+    outcomes = pictures.OUTCOMES.items()
+    titles = [f"{title}\n(p {'>' if predicted else '≤'} {limit:.2f})" for (_, predicted), title in outcomes]
     pictures.contact_sheet(path, panels, titles)
 
 
@@ -116,16 +114,11 @@ def panel(i: int, bags: Bags, weights: np.ndarray, probability: float, images) -
         side = max(1, LARGEST // max(cells.shape))
         cells = cells.repeat(side, 0).repeat(side, 1)
         missing = np.isnan(cells)[..., None].astype(float)  # white
-        return pictures.Panel(tint(missing, np.nan_to_num(cells) / TINT), title)
+        return pictures.Panel(pictures.blend_saliency(missing, np.nan_to_num(cells), top=1), title)
     image = images.image(i).permute(1, 2, 0).numpy()  # (H, W, 1 or 3)
     weight = np.zeros(image.shape[:2])
     for (y, x), value in zip(bags.corners[i], weights, strict=True):
         area = weight[y : y + bags.tile, x : x + bags.tile]
         np.maximum(area, value, out=area)  # where tiles overlap
-    return pictures.Panel(tint(image, weight), title, mask=images.object_mask(i), color=images.data.outline)
-
-
-def tint(image: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    """Lay red over an image (H, W, 1 or 3), TINT times weight (H, W) of it: (H, W, 3) uint8."""
-    weight = TINT * weight[..., None]
-    return pictures.rgb(image.clip(0, 1) * (1 - weight) + np.array([1, 0, 0]) * weight)
+    picture = pictures.blend_saliency(image, weight, top=1 / pictures.OPACITY)
+    return pictures.Panel(picture, title, mask=images.object_mask(i), color=images.data.outline)

@@ -29,8 +29,8 @@ def add_flags(parser, datatypes: tuple[str, ...] = (*IMAGES, "tiles")) -> None:
     group = parser.add_argument_group("tiles")
     add = group.add_argument
     add("--datatype", choices=datatypes, required=True, help="images that are cut, or folders of tiles")
-    mnist.add_flags(group)
-    camelyon.add_flags(group)
+    for images in IMAGES.values():
+        images.add_flags(group)
     add("--bags", type=cli.path, help="bags.csv: the list of bags, as tile_slides.py writes it for tiles")
     add("--root_dir", type=cli.path, help="folder that the list's files are relative to (default: the list's own)")
     add("--tile", type=cli.positive, default=64, help="side of the tiles that images are cut into, px")

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from models import background, norms
 from models.bagnet import BagNet
-from models.pooling import POOLINGS, attention_pool
+from models.pooling import PLAIN_POOLINGS, attention_pool
 
 ATTENTION_UNITS = 128
 
@@ -46,7 +46,7 @@ class NeedleClassifier(nn.Module):
         if self.pooling == "attention":
             scores = self.sum_mlp(embedding.flatten(2)).squeeze(1)  # (B, h*w)
             return self.mlp(attention_pool(embedding, scores))
-        return self.mlp(POOLINGS[self.pooling](embedding))
+        return self.mlp(PLAIN_POOLINGS[self.pooling](embedding))
 
     def local_logits(self, embedding: Tensor) -> Tensor:
         """The head applied at every position: (B, C, h, w) -> (B, 2, h, w)."""

@@ -54,6 +54,7 @@ def add_flags(
         "--embedder_checkpoint",
         *aliases,
         dest="embedder_weights",
+        type=pretrained.source,
         metavar="imagenet|FILE|random",
         default="imagenet",
         help="its weights; of bagnet and encoder FILE is the best_checkpoint.pth of a run",
@@ -83,7 +84,7 @@ def build(args, pool: str = "mean", taps: tuple[str, ...] = ("r43",)) -> "Embedd
         return _encoder(source, pool)
     weights = pretrained.fetch(name, source, input=args.weights_input)
     if name.startswith("vgg"):
-        trunk = Joined(VGG(name, taps, weights))
+        trunk = JoinedTaps(VGG(name, taps, weights))
         return Embedder(name, trunk, trunk.channels, 16, weights.describe() | {"taps": list(taps)}, pool)
     if name == "inception_resnet_v2":
         trunk = InceptionResNetV2(taps, weights)
@@ -136,7 +137,7 @@ class Pixels(nn.Module):
         return F.normalize(small - small.mean(1, keepdim=True), eps=FLAT)[..., None, None]
 
 
-class Joined(nn.Module):
+class JoinedTaps(nn.Module):
     """The maps of VGG's taps, side by side at the size of the first."""
 
     def __init__(self, vgg: VGG):
@@ -179,7 +180,7 @@ def _resnet(name, weights):
 class Contrastive(nn.Module):
     """The maps of an encoder that a contrastive loss trained."""
 
-    def __init__(self, encoder: encoders.Encoder):
+    def __init__(self, encoder: encoders.TileEncoder):
         super().__init__()
         self.encoder = encoder
 

@@ -58,7 +58,7 @@ class Config:
 
     def to_dict(self) -> dict:
         """As a checkpoint holds it."""
-        return {"kind": "encoder", **{name: _plain(value) for name, value in asdict(self).items()}}
+        return {"kind": "encoder", **asdict(self), "mean": list(self.mean), "std": list(self.std)}
 
     @classmethod
     def from_dict(cls, content: dict) -> "Config":
@@ -69,11 +69,7 @@ class Config:
         return cls(content["norm"], float(content["width"]), mean, std)
 
 
-def _plain(value):
-    return list(value) if isinstance(value, tuple) else value
-
-
-class Encoder(nn.Module):
+class TileEncoder(nn.Module):
     """Images (B, 1 or 3, H, W) in [0, 1] -> features (B, dim); `project` gives what the loss compares (B, 256)."""
 
     def __init__(self, config: Config):
@@ -140,7 +136,7 @@ class Report:
         return f"encoder: weights of {self.source}: {counts}"
 
 
-def build(args, flag: str = "--encoder_weights") -> tuple[Encoder, Report]:
+def build(args, flag: str = "--encoder_weights") -> tuple[TileEncoder, Report]:
     """The encoder that the flags ask for, its own weights drawn from the global generator; says what was loaded.
 
     BadInput when there is no such file or none of its tensors is one of the encoder's convolutions.
@@ -148,17 +144,17 @@ def build(args, flag: str = "--encoder_weights") -> tuple[Encoder, Report]:
     source, asked = args.encoder_weights, {"norm": args.norm, "width": args.encoder_width}
     asked = {name: value for name, value in asked.items() if value is not None}
     if source == RANDOM:
-        return Encoder(Config(**asked)), Report(RANDOM)
+        return TileEncoder(Config(**asked)), Report(RANDOM)
     if source == IMAGENET:
         found = pretrained.fetch("resnet18", source, flag)
-        encoder = Encoder(replace(Config("batch", mean=found.mean, std=found.std), **asked))
+        encoder = TileEncoder(replace(Config("batch", mean=found.mean, std=found.std), **asked))
         return encoder, load_by_name(encoder, found.state, found.path, found.sha256, source)
     path = Path(source).expanduser()
     state, config = read_weights(path)
     if config is None:
         norms = any(name.endswith("running_mean") for name in _own_names(state))
         config = Config("batch" if norms else "instance")
-    encoder = Encoder(replace(config, **asked))
+    encoder = TileEncoder(replace(config, **asked))
     return encoder, load_by_name(encoder, state, path, sha256_of(path), path.name)
 
 
@@ -177,19 +173,19 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], Config | None]:
     return state, None
 
 
-def load(path: Path) -> Encoder:
+def load(path: Path) -> TileEncoder:
     """The encoder of a checkpoint of this software, whole. BadInput for anything else."""
     state, config = read_weights(path)
     if config is None:
         raise BadInput(
             f"{path}: has no config of an encoder; expected a checkpoint of pretrain_simclr.py or finetune.py"
         )
-    encoder = Encoder(config)
+    encoder = TileEncoder(config)
     checkpoint.load_weights(encoder, state, path)
     return encoder
 
 
-def load_by_name(encoder: Encoder, state: dict[str, Tensor], path: Path, sha256: str | None, source: str) -> Report:
+def load_by_name(encoder: TileEncoder, state: dict[str, Tensor], path: Path, sha256: str | None, source: str) -> Report:
     """Load the tensors whose names are the encoder's. BadInput: no convolution is, or one has another shape."""
     own, named = encoder.state_dict(), _own_names(state)
     chosen = {}

@@ -53,11 +53,11 @@ class PairedAutoencoder(nn.Module):
 
 
 def _stage(channels, resize):
-    """Keras' batch norm: eps 1e-3, and statistics of which 0.99 are kept."""
     return nn.Sequential(nn.Conv2d(channels, CHANNELS, 3, padding=1), _norm(CHANNELS), nn.ReLU(), resize)
 
 
 def _norm(channels):
+    """Keras' batch norm: eps 1e-3, and statistics of which 0.99 are kept."""
     return nn.BatchNorm2d(channels, eps=1e-3, momentum=0.01)
 
 

@@ -31,7 +31,7 @@ def attention_pool(embedding: Tensor, scores: Tensor) -> Tensor:
     return torch.einsum("bcp,bp->bc", embedding.flatten(2), weights)
 
 
-POOLINGS = {"max": max_pool, "mean": mean_pool, "logsumexp": logsumexp_pool}
+PLAIN_POOLINGS = {"max": max_pool, "mean": mean_pool, "logsumexp": logsumexp_pool}  # without weights
 
 
 def generalized_mean_pool(embedding: Tensor, p=3.0) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from common import checkpoint, torch_format
+from common import checkpoint, cli, torch_format
 from common.errors import BadInput
 from common.files import sha256_of
 
@@ -66,7 +66,12 @@ class Weights:
         return {"weights": self.source, "weights_sha256": self.sha256, "weights_input": self.input}
 
 
-def fetch(network: str, source: str, flag: str = "--embedder_weights", input: str | None = None) -> Weights:
+def source(text: str) -> str | Path:
+    """Parse `imagenet`, `random` or a file (an argparse type)."""
+    return text if text in ("imagenet", "random") else cli.path(text).expanduser()
+
+
+def fetch(network: str, source: str | Path, flag: str = "--embedder_weights", input: str | None = None) -> Weights:
     """The weights of a network: `imagenet`, `random` or a file.
 
     imagenet: $WEIGHTS_DIR is searched by sha256, then torchvision's cache; then they are downloaded.

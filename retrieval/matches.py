@@ -16,6 +16,7 @@ COLUMNS = ("query", "split", "label", "match", "match_split", "distance", "ncc",
 CORRELATED_SIDE = 64  # px that larger images are shrunk to before they are correlated
 ROWS = 32  # queries whose distances to all of the gallery are held at once
 PAIRS_PER_LINE, LINES_NEAR, LINES_BEYOND = 3, 4, 2  # of pairs.png
+LONGEST_NAME = 26  # characters of a file's name over its picture
 
 
 @dataclass
@@ -58,11 +59,10 @@ class Images:
 
     def panel(self, i: int, orientation: int, title: str) -> pictures.Panel:
         image = turned(self.images[i][0], orientation).clamp(0, 1).permute(1, 2, 0).numpy()
-        return pictures.Panel(image[..., 0] if image.shape[2] == 1 else image, f"{title}\n{_end(self.names[i])}")
-
-
-def _end(name, most=26):
-    return name if len(name) <= most else f"...{name[3 - most :]}"
+        name = self.names[i]
+        if len(name) > LONGEST_NAME:
+            name = f"...{name[3 - LONGEST_NAME :]}"
+        return pictures.Panel(image[..., 0] if image.shape[2] == 1 else image, f"{title}\n{name}")
 
 
 def overlap(queries: Images, i: np.ndarray, gallery: Images, j: np.ndarray) -> np.ndarray:

@@ -5,7 +5,7 @@ from torch import nn
 from common import cli
 from common.errors import BadInput
 from data import pairs
-from models import embedders, resnet
+from models import embedders, near_duplicates
 
 
 def add_flags(parser, default: str = "vgg16") -> None:
@@ -23,7 +23,7 @@ def add_flags(parser, default: str = "vgg16") -> None:
 
 def load(args) -> nn.Module:
     """The network, frozen, on the CPU; `describe()` says what must be equal to compare vectors."""
-    return embedders.build(args, pool="gem") if args.logdir is None else resnet.load_network(args.logdir)
+    return embedders.build(args, pool="gem") if args.logdir is None else near_duplicates.load_network(args.logdir)
 
 
 def load_for_views(args) -> nn.Module:

@@ -6,6 +6,8 @@ import imageio.v3 as iio
 import numpy as np
 import pandas as pd
 import pytest
+import torch
+import torchvision
 
 import score_anomaly
 import train_anomaly
@@ -107,6 +109,24 @@ def test_other_photographs_are_scored_by_the_same_detector(run, tmp_path):
     write_photos(tmp_path, n=6, side=40)
     score_anomaly.main(["--logdir", str(run), *SCORE, "--photos", str(tmp_path), "--name", "others"])
     assert len(pd.read_csv(run / "scores" / "others.csv")) == 12
+
+
+def test_a_file_of_weights_is_found_from_any_folder_and_named_where_it_moved(photos, tmp_path, monkeypatch, capsys):
+    (tmp_path / "first").mkdir()
+    monkeypatch.chdir(tmp_path / "first")
+    for name in ("weights.pth", "others.pth"):
+        torch.save(torchvision.models.squeezenet1_1().state_dict(), name)
+    network = ["--embedder", "squeezenet", "--embedder_weights", "weights.pth", "--resize", "32", "--tile", "32"]
+    train_anomaly.main([*KNN, *network, "--photos", str(photos), "--logdir", str(tmp_path / "run")])
+    monkeypatch.chdir(tmp_path)
+    found = score(tmp_path / "run")
+    (tmp_path / "first" / "weights.pth").rename("moved.pth")
+    command = ["--logdir", tmp_path / "run", *SCORE]
+    assert "first/weights.pth: No such file" in refused(score_anomaly.main, capsys, *command)
+    assert "--embedder_weights names their file" in refused(
+        score_anomaly.main, capsys, *command, "--embedder_weights", "first/others.pth"
+    )
+    pd.testing.assert_frame_equal(score(tmp_path / "run", "--embedder_weights", "moved.pth"), found)
 
 
 def test_digits_are_scored_with_the_place_of_the_needle(tmp_path, capsys):

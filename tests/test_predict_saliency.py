@@ -143,7 +143,7 @@ def test_maps_of_another_split_and_strangers_files_are_not_taken_away(trained, t
     (logdir / "saliency").rename(logdir / "saliency_test")
     (logdir / "saliency.part").mkdir(exist_ok=True)
     (logdir / "saliency.part" / "thesis.txt").write_text("mine")
-    with pytest.raises(BadInput, match=r"saliency\.part/thesis\.txt: not of an interrupted run"):
+    with pytest.raises(BadInput, match=r"saliency\.part/thesis\.txt: not of this command"):
         explain((trained[0], logdir))
 
 

@@ -261,7 +261,7 @@ def test_evaluation_leaves_no_gradient_and_weights_images_not_batches(tmp_path):
     assert all(p.grad is None for p in model.parameters())
 
 
-def test_optimisers_are_the_papers(tmp_path):
+def test_optimisers_are_those_of_pawlowski_2019(tmp_path):
     model = make_model(make_args(tmp_path))
     rmsprop = train.make_optimizer(model, make_args(tmp_path, "--lr", "5e-5")).defaults
     assert {key: rmsprop[key] for key in ("lr", "alpha", "eps", "momentum")} == {
@@ -326,6 +326,7 @@ def test_two_processes_equal_one(tmp_path):
     )
     done = launch(script, tmp_path / "two")
     assert done.returncode == 0, done.stderr
+    assert done.stdout.count("best validation epoch") == 1
     one, _ = fit(tmp_path / "one", *flags, n=31, dtype=torch.float64, dark=True)
     scores = [stats(tmp_path / name).drop(columns=TIMINGS) for name in ("one", "two")]
     pd.testing.assert_frame_equal(*scores, rtol=1e-6)

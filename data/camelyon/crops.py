@@ -15,7 +15,7 @@ NONE_BETWEEN = "lesion rejected: neighbouring lesions leave no position in the r
 LEVEL_TOO_SMALL = "lesion rejected: the slide is smaller than a crop"
 ALL_UNSCANNED = "lesion rejected: every position holds unscanned pixels"
 UNSCANNED, BACKGROUND = "position rejected: holds unscanned pixels", "position rejected: mean green above 200"
-MAX_MEAN_GREEN = 200  # paper, appendix A.2
+MAX_MEAN_GREEN = 200  # Pawlowski 2019, appendix A.2
 
 
 class Box(NamedTuple):

@@ -23,7 +23,7 @@ ADVICE = "the command that extracted the crops writes it again"
 
 def add_flags(parser) -> None:
     """Declare `--pos_path`, `--neg_path` and `--splits`; which command needs them is its own to check."""
-    holds = "with the training crops, valid/ and test/ (needed); crops.csv names the crops, where there is one"
+    holds = "with the training crops, valid/ and test/; crops.csv names the crops, where there is one"
     add_folder_flags(parser, f": {holds}")
     parser.add_argument(
         "--splits", type=cli.path, help="table file,label,split of split_crops.py, in place of the folders' own splits"

@@ -126,9 +126,12 @@ def _run(jobs, extract, draw, folder, settings, args):
     records = [record for job in sorted(jobs, key=lambda job: job.name) if (record := _record(job, folder, args))]
     problem = _write_table(records, folder, kept)
     _name_others(jobs, folder)
-    if problem and not todo:  # nothing is missing in the table
+    problems = sorted(failures) + absent
+    if problem and todo:
+        problems.append(problem)
+    elif problem:  # nothing is missing in the table
         print(problem)
-    return records, sorted(failures) + absent + [problem] * bool(problem and todo)
+    return records, problems
 
 
 def outstanding(jobs: list[SlideJob], folder: Path, settings: dict, args) -> tuple[list[SlideJob], list[str]]:
@@ -260,7 +263,12 @@ def _write_table(records, folder, kept):
     path, ours = folder / "crops.csv", manifest.checksums(table)
     same = os.path.lexists(path) and manifest.file_checksums(path) == ours
     before = manifest.Manifest(folder).entries.get(path.name)
-    sums = {path.name: ours} if same or not kept else {path.name: before} if before else {}
+    if same or not kept:
+        sums = {path.name: ours}
+    elif before:
+        sums = {path.name: before}
+    else:
+        sums = {}
     for record in records:  # those of earlier versions have no checksums
         sums |= record.get("crc32") or _checksums(record["rows"], folder)
     if not same and not kept:

@@ -23,7 +23,7 @@ OUTLINE, BOX = (0, 160, 0), (200, 0, 0)
 WORKER_BYTES = 160e6  # Python and its libraries, and OpenSlide's tiles
 
 # Pawlowski et al. 2019, tables 1 and 2: (size, low, high) -> lesions and crops of train, val and test
-PAPER_POSITIVES = {
+PAWLOWSKI_POSITIVES = {
     (128, 0.5, 1): ((20, 0, 8), (1000, 0, 400)),
     (256, 0.5, 1): ((27, 2, 13), (1350, 100, 650)),
     (512, 0.5, 1): ((23, 5, 13), (1150, 250, 650)),
@@ -37,25 +37,25 @@ PAPER_POSITIVES = {
     (256, 0.001, 0.01): ((93, 16, 9), (4255, 800, 450)),
     (512, 0.001, 0.01): ((173, 20, 11), (8312, 965, 550)),
 }
-PAPER_NEGATIVES = {128: (19608, 6000, 6100), 256: (19595, 6000, 6100), 512: (19574, 6000, 6100)}
+PAWLOWSKI_NEGATIVES = {128: (19608, 6000, 6100), 256: (19595, 6000, 6100), 512: (19574, 6000, 6100)}
 
 
-def print_counts(records: list[dict], title: str, paper: tuple[tuple[int, ...], ...] | None, lesions: bool) -> None:
+def print_counts(records: list[dict], title: str, pawlowski: tuple[tuple[int, ...], ...] | None, lesions: bool) -> None:
     """Print slides, lesions (where there are any) and crops per split beside Pawlowski 2019's, then what was rejected.
 
     Args:
-        paper: numbers of train, val and test for each column but the slides; None where Pawlowski 2019 has none.
+        pawlowski: numbers of train, val and test for each column but the slides; None where Pawlowski 2019 has none.
     """
     columns = ["lesions", "crops"] if lesions else ["crops"]
     print(title)
-    print(f"{'split':8}{'slides':>8}" + "".join(f"{column:>10}{'paper':>8}" for column in columns))
+    print(f"{'split':8}{'slides':>8}" + "".join(f"{column:>10}{'Pawlowski 2019':>16}" for column in columns))
     for i, split in enumerate(SPLITS):
         own = [record for record in records if SPLIT_OF_CENTRE[record["centre"]] == split]
         counts = [sum(len(record["rows"]) for record in own)]
         if lesions:
             counts.insert(0, sum(record["lesions"] for record in own))
-        pairs = zip(counts, [column[i] for column in paper] if paper else ["-"] * len(counts), strict=True)
-        print(f"{split:8}{len(own):8}" + "".join(f"{ours:10}{theirs:>8}" for ours, theirs in pairs))
+        pairs = zip(counts, [column[i] for column in pawlowski] if pawlowski else ["-"] * len(counts), strict=True)
+        print(f"{split:8}{len(own):8}" + "".join(f"{ours:10}{theirs:>16}" for ours, theirs in pairs))
     totals = sum((Counter(record["counts"]) for record in records), Counter())
     for reason, count in sorted(totals.items()):
         print(f"{count:8} x {reason}")
@@ -109,12 +109,12 @@ def print_plan(jobs, crops_of: Callable, crop_bytes: int, worker_pixels: int, fo
     for job in jobs:
         try:
             with Slide(job.path, args.level) as slide:
-                crops, (height, width) = crops_of(job, slide, args), slide.shape
+                n_crops, (height, width) = crops_of(job, slide, args), slide.shape
         except (BadInput, OSError) as error:
             problems.append(one_line(job.name, error))
             continue
-        total += crops
-        print(f"{job.name}  {job.split:5}  {width} x {height} px  at most {crops} crops  {job.path}")
+        total += n_crops
+        print(f"{job.name}  {job.split:5}  {width} x {height} px  at most {n_crops} crops  {job.path}")
     memory = (WORKER_BYTES + 40 * worker_pixels) / 1e9
     parent = next(path for path in [folder, *folder.absolute().parents] if path.exists())
     free = shutil.disk_usage(parent).free / 1e9

@@ -9,8 +9,8 @@ from common.errors import BadInput
 from common.files import read_table
 from data.slides.pyramid import MASK_ENDING, SUFFIXES, find_files
 
-LAYOUTS = ("", "images", "center_*", "centre_*")  # where slides lie below --base_path
-SPLIT_OF_CENTRE = {0: "train", 1: "train", 2: "train", 3: "val", 4: "test"}  # paper, appendix A.2
+SLIDE_FOLDERS = ("", "images", "center_*", "centre_*")  # where slides lie below --base_path
+SPLIT_OF_CENTRE = {0: "train", 1: "train", 2: "train", 3: "val", 4: "test"}  # Pawlowski 2019, appendix A.2
 SPLIT_FOLDERS = {"train": "", "val": "valid", "test": "test"}  # where a split's crops lie in the crop folder
 STAGES = {"negative", "itc", "micro", "macro"}
 _NAME = re.compile(r"patient_([0-9]{3})_node_[0-9]{1,3}\Z")
@@ -27,7 +27,7 @@ def find_slides(base_path: Path) -> dict[str, list[Path]]:
     """Slide name -> its files (more than one is an error to be reported). BadInput when there are none."""
     if not base_path.is_dir():
         raise BadInput(f"--base_path {base_path}: no such folder")
-    found = find_files(base_path, LAYOUTS, SUFFIXES)
+    found = find_files(base_path, SLIDE_FOLDERS, SUFFIXES)
     found = {name: files for name, files in found.items() if not name.endswith(MASK_ENDING)}
     if not found:
         raise BadInput(f"--base_path {base_path}: no .tif slides in it, in images/ or in center_*/")

@@ -32,7 +32,7 @@ def cut_target(args) -> list[str]:
     write = {".png": write_png, ".jpg": steps.write_jpeg, ".jpeg": steps.write_jpeg}.get(path.suffix.lower())
     if write is None:
         raise BadInput(f"--output_stain_target_image_path {path}: expected a name that ends in .png or .jpg")
-    if not steps.missing([path]):
+    if not steps.to_write([path]):
         print(f"stain target: {path} is there already")
         return []
     with Scan(args.source_image_path) as scan:
@@ -69,7 +69,7 @@ def normalise_patches(args) -> list[str]:
         kind, split = name.split("_")
         folder = getattr(args, f"output_{kind}_patches_{split}_dir")
         files = {folder / path.name: path for path in steps.patches_in(args, f"{kind}_patches_{split}_dir")}
-        todo = [(files[path], path) for path in steps.missing(files)]
+        todo = [(files[path], path) for path in steps.to_write(files)]
         _check_target(make_folder(folder) / TARGET_FILE, target)
         glass, failures = attempt_jobs(partial(normalise, target=target), todo, args.workers, "patches")
         problems += failures

@@ -15,7 +15,7 @@ from data.camelyon16.steps import Step
 from data.slides.annotations import MAX_COORDINATE, mask_from_polygons, read_outlines
 
 TUMOR, NORMAL = 127, 255
-SPLITS = ("train", "test")
+CAMELYON16_SPLITS = ("train", "test")
 
 
 def write_outlines(xml: Path, folder: Path) -> None:
@@ -30,10 +30,10 @@ def write_outlines(xml: Path, folder: Path) -> None:
 def convert_annotations(args) -> list[str]:
     """Step 1."""
     problems = []
-    for split in SPLITS:
+    for split in CAMELYON16_SPLITS:
         source, folder = getattr(args, f"input_{split}_xml_dir"), getattr(args, f"output_{split}_json_dir")
         files = {folder / f"{path.stem}.json": path for path in _listed(source, ".xml", f"input_{split}_xml_dir")}
-        todo = [files[path] for path in steps.missing(files)]
+        todo = [files[path] for path in steps.to_write(files)]
         problems += attempt_jobs(partial(write_outlines, folder=folder), todo, args.workers, "annotations")[1]
         print(f"{split}: {len(files)} annotations in {folder}")
     return problems
@@ -78,12 +78,12 @@ def write_mask(job: tuple[Path, Path, Path]) -> str | None:
 def draw_masks(args) -> list[str]:
     """Step 2."""
     problems = []
-    for split in SPLITS:
+    for split in CAMELYON16_SPLITS:
         slides = find_scans(getattr(args, f"{split}_image_dir"), f"{split}_image_dir")
         outlines = _listed(getattr(args, f"{split}_json_dir"), ".json", f"{split}_json_dir")
         folder = getattr(args, f"output_{split}_mask_dir")
         jobs = {folder / f"{path.stem}.png": (path, slides[path.stem]) for path in outlines if path.stem in slides}
-        todo = [(*jobs[path], path) for path in steps.missing(jobs)]
+        todo = [(*jobs[path], path) for path in steps.to_write(jobs)]
         notes, failures = attempt_jobs(write_mask, todo, args.workers, "masks")
         problems += failures
         absent = [path.stem for path in outlines if path.stem not in slides]

@@ -93,7 +93,7 @@ def cut_slide(job: PatchJob, flags: dict) -> str | None:
         stranger = next((path for path in sorted(own) if path not in patches), None)
         if stranger:
             raise BadInput(f"{stranger}: is there, but not a patch that these flags give; choose another folder")
-        for path in steps.missing(patches):
+        for path in steps.to_write(patches):
             steps.write_jpeg(path, scan.read(*patches[path], SIDE, SIDE))
         names = sorted(path.name for path in patches)
         write_json(job.record, {**flags, "patches": names})
@@ -133,7 +133,7 @@ def _is_finished(job, args):
     if before != _flags(args):
         made = " ".join(f"--{key} {value}" for key, value in before.items())
         raise BadInput(f"{job.folder}: its patches were cut with {made}; choose another folder")
-    return not steps.missing(job.folder / name for name in record["patches"])
+    return not steps.to_write(job.folder / name for name in record["patches"])
 
 
 def _used(slides):

@@ -46,7 +46,7 @@ def copy(job: tuple[Path, Path]) -> None:
 def copy_patches(args) -> list[str]:
     """Step 8."""
     files = {args.output_dir / patch.name: patch for patches in _patch_sets(args).values() for patch in patches}
-    todo = [(files[path], path) for path in steps.missing(files)]
+    todo = [(files[path], path) for path in steps.to_write(files)]
     problems = attempt_jobs(copy, todo, args.workers, "patches")[1]
     print(f"{len(todo):,} patches copied, {len(files) - len(todo):,} there already, in {args.output_dir}")
     return problems
@@ -62,7 +62,7 @@ def shrink(image: np.ndarray, factor: int) -> np.ndarray:
 def rescale_patch(patch: Path, folders: dict[Path, int]) -> None:
     """Write a patch so many times smaller into each folder where it is missing."""
     image = read_image(patch)
-    for path in steps.missing(folder / patch.name for folder in folders):
+    for path in steps.to_write(folder / patch.name for folder in folders):
         steps.write_jpeg(path, shrink(image, folders[path.parent]))
 
 
@@ -70,7 +70,7 @@ def rescale_patches(args) -> list[str]:
     """Step 9."""
     folders = {getattr(args, flag): factor for flag, factor in FACTORS.items()}
     patches = steps.patches_in(args, "image_dir_x40")
-    absent = {path.name for path in steps.missing(folder / patch.name for patch in patches for folder in folders)}
+    absent = {path.name for path in steps.to_write(folder / patch.name for patch in patches for folder in folders)}
     todo = [patch for patch in patches if patch.name in absent]
     problems = attempt_jobs(partial(rescale_patch, folders=folders), todo, args.workers, "patches")[1]
     where = " and ".join(map(str, folders))

@@ -41,8 +41,8 @@ def patches_in(args, flag: str) -> list[Path]:
     return sorted(path for path in getattr(args, flag).glob("*.jpg") if not path.name.startswith("."))
 
 
-def missing(files: Iterable[Path]) -> list[Path]:
-    """The files that are not there; the folders of all of them are made."""
+def to_write(files: Iterable[Path]) -> list[Path]:
+    """The files that are not there yet; makes the folders of all."""
     files = list(files)
     for folder in sorted({path.parent for path in files}):
         make_folder(folder)

@@ -22,7 +22,7 @@ from data.slides.pyramid import MASK_ENDING, MAX_TILE, SUFFIXES, Slide, check_le
 LESION_GROUPS = {"metastases", "tumor", "_0", "_1"}  # CAMELYON17, then CAMELYON16
 CUT_OUT_GROUPS = {"normal", "_2"}
 AREA_TYPES = {"polygon", "rectangle", "spline"}
-LAYOUTS = ("", "annotations", "lesion_annotations", "masks")  # where annotations lie below --data
+ANNOTATION_FOLDERS = ("", "annotations", "lesion_annotations", "masks")  # where annotations lie below --data
 MAX_COORDINATE = 1e9
 MAX_XML = 2**24  # bytes; the largest of CAMELYON has a tenth, and 80,000 elements with attributes
 MAX_ELEMENTS = 2**20
@@ -175,7 +175,7 @@ def find_annotations(folder: Path, slides: dict[str, list[Path]]) -> dict[str, l
     found = {}
     for suffixes in (SUFFIXES, (".xml",)):  # XML wins
         of_slide: dict[str, list[Path]] = {}
-        for stem, paths in find_files(folder, LAYOUTS, suffixes).items():
+        for stem, paths in find_files(folder, ANNOTATION_FOLDERS, suffixes).items():
             own = set(map(os.path.realpath, slides.get(stem, [])))
             others = [path for path in paths if os.path.realpath(path) not in own]
             of_slide.setdefault(stem.removesuffix(MASK_ENDING), []).extend(others)

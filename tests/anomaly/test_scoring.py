@@ -54,7 +54,7 @@ def test_a_score_without_map_fills_what_is_nearest_to_its_tile():
     np.testing.assert_array_equal(found.pixels(), image[0].numpy())
     mask = image[0].numpy() > 0
     detection = found.detection(mask, 1, True)
-    assert detection == {"peak_y": 24, "peak_x": 24, "cell": 16, "confidence": 1.0, "hit": 1}
+    assert detection == {"o2i": 0.25, "peak_y": 24, "peak_x": 24, "cell": 16, "confidence": 1.0, "hit": 1}
     assert found.detection(~mask, 1, True)["hit"] == 0
     assert found.detection(None, 0, True)["hit"] == 0
     assert found.detection(None, None, False)["hit"] is None

@@ -62,16 +62,24 @@ def test_chance_localises_as_often_as_its_cells_lie_on_the_object():
         ([0, 1, 0, 1], [1, 2, 3, 4], 3.5),  # as good as 1.5, and higher
         ([1, 1, 0, 0], [1, 2, 3, 4], 1.0),  # the wrong way round: everything is called positive
         ([1, 0], [7, 7], 7.0),
+        ([0, 1], [1.0, np.nextafter(1.0, 2)], 1.0),  # nothing lies between the two
     ],
 )
 def test_the_youden_threshold_separates_best(labels, scores, expected):
-    assert metrics.youden_threshold(labels, np.array(scores, float)) == expected
+    threshold = metrics.youden_threshold(labels, np.array(scores, float))
+    assert threshold == pytest.approx(expected)
+
+    def gain(limit):
+        predicted = np.array(scores) > limit
+        return predicted[np.array(labels) == 1].mean() - predicted[np.array(labels) == 0].mean()
+
+    assert gain(threshold) == max(map(gain, [0.0, *scores]))
 
 
 def test_one_class_has_no_threshold():
     assert np.isnan(metrics.youden_threshold([1, 1], np.array([0.5, 1.0])))
 
 
-def test_a_score_on_the_threshold_predicts_one():
-    scores = metrics.at_threshold([1, 0, 1, 0], np.array([3.0, 3.0, 1.0, 1.0]), 3.0)
+def test_a_score_above_the_threshold_predicts_one_and_one_on_it_does_not():
+    scores = metrics.at_threshold([1, 0, 1, 0], np.array([4.0, 4.0, 3.0, 3.0]), 3.0)
     assert scores == {"acc": 0.5, "prec": 0.5, "recall": 0.5, "f1": 0.5}

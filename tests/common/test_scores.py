@@ -34,4 +34,5 @@ def test_a_detection_is_the_maps_maximum(mask, known, hit):
     values[2, 5] = 3
     inside = None if mask is None else np.full((4, 6), mask)
     found = scores.detection(values, inside, label=1, known=known)
-    assert found == {"peak_y": 2, "peak_x": 5, "cell": 1, "confidence": 3.0, "hit": hit}
+    o2i = None if mask is None else float(mask)
+    assert found == {"o2i": o2i, "peak_y": 2, "peak_x": 5, "cell": 1, "confidence": 3.0, "hit": hit}

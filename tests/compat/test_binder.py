@@ -16,7 +16,7 @@ from common import checkpoint
 from common.errors import BadInput
 from compat.binder.src import main, retrieve, test, train, translate
 from compat.binder.src.manipulate import Manipulator
-from models import resnet
+from models import near_duplicates
 from retrieval.manipulate import DEFAULT
 from tests.retrieval.images import shrink_networks, tissue, write_groups, write_images
 
@@ -37,7 +37,7 @@ def workplace(tmp_path, monkeypatch):
 
 def save_network(path, prefix="", seed=0, **more):
     torch.manual_seed(seed)
-    state = {prefix + name: value for name, value in resnet.TrunkNetwork("resnet50").state_dict().items()}
+    state = {prefix + name: value for name, value in near_duplicates.TrunkNetwork("resnet50").state_dict().items()}
     torch.save({"state_dict": state, **more} if prefix else state, path)
 
 
@@ -62,7 +62,7 @@ def test_another_base_than_the_files_is_an_error(workplace):
 def test_training_writes_its_best_network_and_resumes_from_it(workplace, capsys):
     command = "train --loss hardest --bs 2 --lr 1e-3 --device cpu --train_path train --valid_path test --chunks 8"
     main.main([*command.split(), "--weights_path", WEIGHTS, "--weights", "random"])
-    first = resnet.load_network(WEIGHTS)
+    first = near_duplicates.load_network(WEIGHTS)
     shutil.copy(WEIGHTS, "finetune.pth")
     main.main([*command.split(), "--weights_path", "finetune.pth", "--resume"])
     assert "begins from finetune.pth" in capsys.readouterr().out

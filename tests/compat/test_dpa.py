@@ -102,7 +102,7 @@ def test_an_example_asks_for_flags_that_there_are(method, name):
         assert args.method == method
     if "eval" in name:
         words, _ = translation.evaluation_words(method, read(config))
-        args, _ = score_anomaly.parse_args(words)
+        args = score_anomaly.parse_args(words)
         assert args.logdir == Path(f"runs/{method}") / name.removeprefix("train_").removeprefix("eval_")
 
 

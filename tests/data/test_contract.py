@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from data import photos
+from data import folders, photos
 from data.camelyon import dataset as camelyon
 from data.cluttered_mnist import dataset as mnist
 from data.cluttered_mnist import generate_data, generate_noise_data
@@ -62,25 +62,31 @@ def photographs(folder):
     return {"test": photos.load_folder(argparse.Namespace(photos=folder), "test")}
 
 
+def pictures_alone(folder):
+    """Without labels."""
+    photographs(folder)
+    return {"all": folders.PhotoFolder(folder, 16)}
+
+
 def cut_crops(folder):
     """Crops as a detector sees them."""
     return {name: Transformed(data, Transform(crop=24, resize=16)) for name, data in crops(folder).items()}
 
 
 KNOWN = (recipe, crops, cut_crops)
-UNKNOWN = (files_alone, noise, crops_without_masks, photographs)
+UNKNOWN = (files_alone, noise, crops_without_masks, photographs, pictures_alone)
 
 
 @pytest.mark.parametrize(("make", "known"), [(make, make in KNOWN) for make in (*KNOWN, *UNKNOWN)])
 def test_a_data_set_says_what_it_knows(tmp_path, make, known):
     for data in make(tmp_path).values():
         assert len(data) == len(data.names) == len(data.labels)
-        assert set(data.labels.tolist()) == {0, 1}
+        assert set(data.labels.tolist()) == ({-1} if make is pictures_alone else {0, 1})
         assert data.has_objects == known
         assert len(data.outline) == 3
         assert data.batches_on(torch.device("cpu"), [[0]]) is None or make is recipe
         assert data.fingerprint() == data.fingerprint()
-        for i in (0, len(data) - 1, int(np.flatnonzero(data.labels == 0)[0])):
+        for i in (0, len(data) - 1, int(np.argmin(data.labels))):
             image, label = data[i]
             assert image.dtype == torch.float32 and image.shape[0] == data.in_channels and label == data.labels[i]
             mask, share = data.object_mask(i), data.o2i(i)

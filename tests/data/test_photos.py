@@ -186,6 +186,8 @@ def test_one_class_is_normal_and_all_others_abnormal(arrays):
     assert train[0][0].shape == (3, 32, 32) and float(train[0][0].mean()) == pytest.approx(1 / 255)
     assert photos.load_arrays(flags(*where), "val") is None
     assert photos.load_arrays(flags(*where), "train").names[:2] == ["train_0", "train_3"]
+    with pytest.raises(BadInput, match=r"--classes \[9\]: no image of .* train part is of them"):
+        photos.load_arrays(flags(*where, "--classes", 9), "train")
 
 
 def test_numbers_choose_among_the_training_part(arrays, tmp_path):

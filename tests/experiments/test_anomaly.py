@@ -33,7 +33,7 @@ def test_the_commands_have_flags_that_there_are(preset, tmp_path):
         for run in plan(*places, "--datasets", name, *one, "--preset", preset, "--runs", "1", "--ablation"):
             train, score = run.commands()
             assert train_anomaly.parse_args(train[1:]).method == run.method
-            assert score_anomaly.parse_args(score[1:])[0].logdir == run.logdir
+            assert score_anomaly.parse_args(score[1:]).logdir == run.logdir
 
 
 def test_dpa_takes_its_settings_on_the_data_that_have_them():

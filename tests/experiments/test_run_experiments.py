@@ -33,7 +33,7 @@ from experiments.figures import FIGURES, PAPER, SMALL, Point
 from experiments.runs import Places, Trial
 
 ROOT = Path(__file__).parents[2]
-POINTS = {  # of the paper, nMNIST (and noise) + nCAMELYON
+POINTS = {  # of Pawlowski 2019, nMNIST (and noise) + nCAMELYON
     **{"figure4": 5 + 11, "figure5a": 6 * 5, "figure5b": 4 * 5 - 1, "figure5c": 4 * 11, "figure6": 6 * 5 * 12},
     **{"figure7": 3 * (5 + 11), "figure8": 4 * (5 + 11), "figure9": 2 * 5 * 4, "figure12": 7 * 3 * 4},
     **{
@@ -323,13 +323,13 @@ def test_mnist_itself_keeps_the_names_that_runs_have(mnist_dir, tmp_path):
 
 
 def test_too_few_digits_are_told_before_anything_runs(stub, monkeypatch):
-    monkeypatch.setattr(sources, "digits_of", lambda source: sources.Digits("few", 5637, ""))
+    monkeypatch.setattr(sources, "digits_of", lambda source: sources.DigitSource("few", 5637, ""))
     with pytest.raises(
         BadInput, match=r"5,637 of the class, each 2 times\): use real MNIST, or --num_examples 22548 at"
     ):
         stub("--num_examples", "22552")
     assert stub.calls == []
-    monkeypatch.setattr(sources, "digits_of", lambda source: sources.Digits("enough", 5638, ""))
+    monkeypatch.setattr(sources, "digits_of", lambda source: sources.DigitSource("enough", 5638, ""))
     assert len(stub("--num_examples", "22552")) == 3
 
 

@@ -44,7 +44,23 @@ def test_random_cells_find_as_often_as_there_are_positive_tiles():
     """All bags positive and as sure: the average precision is the share of hits, times itself."""
     bags = four_tiles([[1, 0, 0, 0]] * 4000)
     rows = [{"confidence": 0.0}] * 4000
-    assert report.chance(rows, bags) == pytest.approx(1 / 16, abs=0.005)
+    assert report.chance(rows, bags, None) == pytest.approx(1 / 16, abs=0.005)
+
+
+def test_a_random_tile_hits_what_a_detection_would_hit():
+    """An object of an image that reaches a little into three more tiles is hit in each, whichever count as positive."""
+
+    class Straddled:
+        @staticmethod
+        def object_mask(i):
+            mask = np.zeros((128, 128), bool)
+            mask[40:66, 40:66] = True
+            return mask
+
+    bags = four_tiles([[1, 0, 0, 0]] * 100)
+    found = rounds.Scores(np.zeros(100), [np.eye(4, dtype=np.float32)[i % 4] for i in range(100)])
+    rows = [report.row_of(i, bags, found, Straddled, known=True) for i in range(100)]
+    assert all(row["hit"] for row in rows) and report.chance(rows, bags, Straddled) == 1
 
 
 @pytest.fixture(scope="module")
@@ -82,12 +98,12 @@ def test_a_split_leaves_table_scores_maps_and_a_sheet(written):
     assert scores["localization_ap"] > scores["localization_ap_chance"]
 
 
-def test_the_sheet_says_from_which_probability_a_bag_is_positive(written, tmp_path, monkeypatch):
+def test_the_sheet_says_above_which_probability_a_bag_is_positive(written, tmp_path, monkeypatch):
     _, bags, found, _ = written
     titles = []
     monkeypatch.setattr(report.pictures, "contact_sheet", lambda path, panels, said: titles.extend(said))
     report.sheet(tmp_path / "sheet.png", bags, found, 2.0, None)  # a logit; its sigmoid is .88
-    assert titles[0] == "true positives\n(p ≥ 0.88)" and titles[2] == "false negatives\n(p < 0.88)"
+    assert titles[0] == "true positives\n(p > 0.88)" and titles[2] == "false negatives\n(p ≤ 0.88)"
 
 
 def test_the_sheet_tints_the_instances_that_score_highest():

@@ -134,7 +134,7 @@ def test_rows_do_not_apply_everywhere():
 
 
 def test_clutter_leaves_most_cells_to_the_background():
-    """At the paper's density (25 digits on 256 px) about a tenth of the cells after the stem are active."""
+    """At Pawlowski 2019's density (25 digits on 256 px) about a tenth of the cells after the stem are active."""
     bank, rng = digits.load("digits")["train"].images, np.random.RandomState(0)
     for side in (256, 512):
         n = placements.default_clutter(side)
@@ -163,7 +163,7 @@ def test_padding_leaves_few_shapes_and_little_waste():
 
 
 def test_canvases_of_an_epoch_share_a_few_shapes():
-    """Thirty batches of the paper's density, 128 px: unpadded, hardly two have levels of the same sizes."""
+    """Thirty batches of Pawlowski 2019's density, 128 px: unpadded, hardly two have levels of the same sizes."""
     bank, rng, side, model = digits.load("digits")["train"].images, np.random.RandomState(0), 128, make_network()
     shapes = {False: set(), True: set()}
     n = placements.default_clutter(side)

@@ -10,7 +10,7 @@ import torchvision
 from common import checkpoint
 from common.errors import BadInput
 from models import embedders, needle, weights
-from models.encoder import Config, Encoder
+from models.encoder import Config, TileEncoder
 from models.vgg import VGG, layers
 
 RANDOM = weights.Weights("random")
@@ -158,7 +158,7 @@ def test_small_images_and_weights_for_pixels_are_refused():
 
 
 def test_an_encoder_embeds_as_its_own_forward_pass_does(tmp_path):
-    encoder = Encoder(Config(width=0.125))
+    encoder = TileEncoder(Config(width=0.125))
     content = {"state_dict": encoder.state_dict(), "config": encoder.config.to_dict()}
     checkpoint.save(tmp_path / "model.pth", content)
     embedder = embedders.build(flags("encoder", str(tmp_path / "model.pth")))

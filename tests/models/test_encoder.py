@@ -8,7 +8,7 @@ import torchvision
 
 from common.errors import BadInput
 from models import encoder as encoders
-from models.encoder import Config, Encoder
+from models.encoder import Config, TileEncoder
 
 SMALL = {"encoder_width": 0.125, "norm": None}
 
@@ -19,7 +19,7 @@ def build(source, **flags):
 
 def small(seed=0, **changes):
     torch.manual_seed(seed)
-    return Encoder(Config(**{"width": 0.125} | changes))
+    return TileEncoder(Config(**{"width": 0.125} | changes))
 
 
 def renamed(state, **prefixes):
@@ -36,7 +36,7 @@ def convolutions(encoder):
 
 
 def test_the_counts_are_those_of_hnm_wsi():
-    encoder = Encoder(Config())
+    encoder = TileEncoder(Config())
     head = sum(p.numel() for p in encoder.head.parameters())
     assert (head, sum(p.numel() for p in encoder.parameters()) - head) == (393_984, 11_166_912)
     assert encoder.dim == 512

@@ -5,7 +5,7 @@ from PIL import Image
 from skimage import data
 from torch import nn
 
-from models import paired_autoencoder, resnet
+from models import near_duplicates, paired_autoencoder
 from retrieval.manipulate import Manipulator
 
 
@@ -39,9 +39,9 @@ def shrink_networks(monkeypatch) -> None:
     """Let the networks have few channels and a ResNet's trunk eight small modules."""
     monkeypatch.setattr(paired_autoencoder, "HIDDEN", 16)
     monkeypatch.setattr(paired_autoencoder, "DIM", 8)
-    monkeypatch.setattr(resnet, "_trunk", _small_trunk)
-    monkeypatch.setattr(resnet, "CHANNELS", {"resnet50": 8})
-    monkeypatch.setattr(resnet, "DIM", 16)
+    monkeypatch.setattr(near_duplicates, "_trunk", _small_trunk)
+    monkeypatch.setattr(near_duplicates, "CHANNELS", {"resnet50": 8})
+    monkeypatch.setattr(near_duplicates, "DIM", 16)
 
 
 def _small_trunk(base):

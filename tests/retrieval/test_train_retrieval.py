@@ -10,7 +10,7 @@ import torch
 import train_retrieval
 from common import checkpoint, signals
 from common.errors import BadInput
-from models import resnet
+from models import near_duplicates
 from tests.retrieval.images import shrink_networks, write_groups, write_images
 
 
@@ -130,7 +130,7 @@ def test_groups_are_validated_on_and_a_trained_network_opens_from_its_folder(ima
     flags = ["--valid_path", groups, "--base", "autoencoder", "--device", "cpu", "--workers", 0, "--epochs", 1]
     command = ["--train_path", images, *flags, "--reconstruction_epochs", 0, "--logdir", tmp_path / "run"]
     train_retrieval.main([*map(str, command)])
-    network = resnet.load_network(tmp_path / "run")
+    network = near_duplicates.load_network(tmp_path / "run")
     assert network(torch.rand(2, 3, 128, 128)).norm(dim=1).tolist() == pytest.approx([1, 1])
 
 

@@ -11,7 +11,7 @@ from common import checkpoint, cli
 from common.errors import BadInput
 from common.files import copy_file
 from compat.binder.src import translate
-from models import resnet
+from models import near_duplicates
 from retrieval import evaluate_pairs
 
 
@@ -63,7 +63,7 @@ def train(args, run: Path, flags: list[str]):
 
 
 def test(args, run: Path, flags: list[str]):
-    found = resnet.load_network(args.weights_path).config["base"]
+    found = near_duplicates.load_network(args.weights_path).config["base"]
     if found != args.base:
         raise BadInput(f"--base {args.base}: {args.weights_path} holds a network of {found}")
     out = run.with_name(f"{run.name}_test")

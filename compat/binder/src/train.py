@@ -9,7 +9,7 @@ import common  # noqa: F401 (before torch)
 import train_retrieval
 from common import cli
 from compat.binder.src import translate
-from models import resnet
+from models import near_duplicates
 
 
 def parse_args(argv=None):
@@ -34,7 +34,7 @@ def parse_args(argv=None):
 
 def main(argv=None):
     args = parse_args(argv)
-    base = args.base or (resnet.load_network(args.resume).config["base"] if args.resume else "resnet50")
+    base = args.base or (near_duplicates.load_network(args.resume).config["base"] if args.resume else "resnet50")
     flags = ["--train_path", args.train_path, "--valid_path", args.valid_path, "--logdir", args.logdir]
     flags += ["--base", base, "--chunks", str(args.chunks), "-b", str(args.batch_size), "--filetype", args.filetype]
     flags += ["--lr", str(args.learning_rate), "--epochs", str(args.epochs), "--weights", args.resume or args.weights]

@@ -385,7 +385,7 @@ def test_a_full_disk_leaves_no_half_slide(tree, cut, tmp_path, monkeypatch, caps
     assert contents(tmp_path / NAME) == contents(cut)
 
 
-def test_the_report_stands_beside_the_papers_tables(tree, tmp_path, capsys):
+def test_the_report_stands_beside_the_tables_of_pawlowski_2019(tree, tmp_path, capsys):
     flags = positive_flags(tree, tmp_path, "--size", "512", "--low_roir", "0.1", "--high_roir", "0.5")
     assert positives.main(flags) == 0
     out = capsys.readouterr().out

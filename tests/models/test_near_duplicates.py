@@ -7,7 +7,7 @@ from torch import nn
 
 from common import checkpoint
 from common.errors import BadInput
-from models import resnet
+from models import near_duplicates
 from models.paired_autoencoder import PairedAutoencoder, grey
 from retrieval import triplet
 
@@ -20,7 +20,7 @@ def count(module):
 def networks():
     """A freshly drawn network of each trunk; tests leave their weights alone."""
     torch.manual_seed(0)
-    return {base: resnet.TrunkNetwork(base) for base in ("resnet50", "vgg19")}
+    return {base: near_duplicates.TrunkNetwork(base) for base in ("resnet50", "vgg19")}
 
 
 @pytest.mark.parametrize(
@@ -38,7 +38,7 @@ def test_the_autoencoder_has_the_published_parameters():
     assert sizes == [19_008, 28_227, 28_227, 4_195_328, 262_400]
 
 
-@pytest.mark.parametrize("base", resnet.BASES)
+@pytest.mark.parametrize("base", near_duplicates.BASES)
 def test_vectors_have_norm_one_whatever_the_batch(networks, base):
     network = (networks | {"autoencoder": PairedAutoencoder()})[base].eval()
     images = torch.rand(2, 1, 64, 64)
@@ -59,7 +59,7 @@ def test_colours_count_as_pil_greys_them(networks):
 
 def test_gem_is_the_mean_at_one_and_tends_to_the_maximum():
     maps = torch.rand(2, 3, 4, 4)
-    gem = resnet.GeM()
+    gem = near_duplicates.GeM()
     gem.p.data.fill_(1)
     torch.testing.assert_close(gem(maps), maps.mean(dim=(2, 3)))
     gem.p.data.fill_(60)
@@ -71,11 +71,11 @@ def test_gem_is_the_mean_at_one_and_tends_to_the_maximum():
 def small_network(chunks):
     """A TrunkNetwork whose trunk has ten small modules with batch norm."""
     torch.manual_seed(0)
-    network = resnet.TrunkNetwork.__new__(resnet.TrunkNetwork)
+    network = near_duplicates.TrunkNetwork.__new__(near_duplicates.TrunkNetwork)
     nn.Module.__init__(network)
     stages = ([nn.Conv2d(3 if i == 0 else 8, 8, 3, padding=1), nn.BatchNorm2d(8)] for i in range(5))
     network.base = nn.Sequential(*(module for stage in stages for module in stage))
-    network.gem, network.fc, network.chunks, network.resting = resnet.GeM(), nn.Linear(8, 16), chunks, []
+    network.gem, network.fc, network.chunks, network.resting = near_duplicates.GeM(), nn.Linear(8, 16), chunks, []
     network.mean, network.std = torch.zeros(3, 1, 1), torch.ones(3, 1, 1)
     return network.double()
 
@@ -96,7 +96,7 @@ def test_checkpointed_runs_learn_as_without_them_from_the_first_layer_on():
 @pytest.mark.parametrize(("chunks", "kept"), [(4, 4), (3, 4), (100, 1), (1, 10)])
 def test_the_last_run_is_the_one_that_is_computed_once(chunks, kept, monkeypatch):
     runs = []
-    monkeypatch.setattr(resnet, "recomputed", lambda run, x, **_: runs.append(len(run)) or run(x))
+    monkeypatch.setattr(near_duplicates, "recomputed", lambda run, x, **_: runs.append(len(run)) or run(x))
     small_network(chunks)(torch.rand(2, 1, 32, 32, dtype=torch.float64))
     assert sum(runs) == 10 - kept
 
@@ -124,7 +124,7 @@ def test_train_layers_chooses_what_learns(networks, base, layers, learning):
 
 def published(network, prefix="", names=True):
     """A state_dict under torchvision's names within a prefix."""
-    parts = resnet.RESNET_PARTS if names else range(len(resnet.RESNET_PARTS))
+    parts = near_duplicates.RESNET_PARTS if names else range(len(near_duplicates.RESNET_PARTS))
     state = {}
     for name, value in network.state_dict().items():
         part, _, rest = name.removeprefix("base.").partition(".")
@@ -140,8 +140,8 @@ class Hparams:
 def test_a_trained_network_opens_whoever_saved_it(tmp_path, kind, monkeypatch):
     blocks = torchvision.models.resnet.Bottleneck, [1, 1, 1, 1]
     trunk = lambda _: nn.Sequential(*list(torchvision.models.ResNet(*blocks).children())[:-2])  # noqa: E731
-    monkeypatch.setattr(resnet, "_trunk", trunk)
-    network, path = resnet.TrunkNetwork("resnet50"), tmp_path / "network.pth"
+    monkeypatch.setattr(near_duplicates, "_trunk", trunk)
+    network, path = near_duplicates.TrunkNetwork("resnet50"), tmp_path / "network.pth"
     content = {
         "ours": {"state_dict": network.state_dict(), "config": network.config, "epoch": 3},
         "first": network.state_dict(),
@@ -149,7 +149,7 @@ def test_a_trained_network_opens_whoever_saved_it(tmp_path, kind, monkeypatch):
         "last": {"state_dict": published(network, "model.", names=False), "hparams": Hparams(), "epoch": 3},
     }[kind]
     torch.save(content, path)
-    opened = resnet.load_network(path)
+    opened = near_duplicates.load_network(path)
     images = torch.rand(1, 3, 64, 64)
     with torch.no_grad():
         torch.testing.assert_close(opened(images), network.eval()(images))
@@ -162,7 +162,7 @@ def test_a_run_folder_opens_by_its_best_checkpoint(tmp_path):
     checkpoint.save(tmp_path / checkpoint.BEST, {"state_dict": network.state_dict(), "config": network.config})
     images = torch.rand(2, 1, 128, 128)
     with torch.no_grad():
-        torch.testing.assert_close(resnet.load_network(tmp_path)(images), network(images))
+        torch.testing.assert_close(near_duplicates.load_network(tmp_path)(images), network(images))
 
 
 @pytest.mark.parametrize(
@@ -182,7 +182,7 @@ def test_another_checkpoint_is_named(tmp_path, content, said):
     path = tmp_path / "other.pth"
     torch.save(content, path)
     with pytest.raises(BadInput, match=r"other\.pth") as error:
-        resnet.load_network(path)
+        near_duplicates.load_network(path)
     assert said in str(error.value)
 
 
@@ -191,14 +191,14 @@ def test_training_starts_from_a_file_of_the_right_base(tmp_path, monkeypatch):
     trunk = torchvision.models.resnet50()
     path = tmp_path / "resnet.pth"
     torch.save(trunk.state_dict(), path)
-    network, facts = resnet.start("resnet50", str(path))
+    network, facts = near_duplicates.start("resnet50", str(path))
     torch.testing.assert_close(network.base[0].weight, trunk.conv1.weight)
     torch.testing.assert_close(network.base[7][2].bn3.running_var, trunk.layer4[2].bn3.running_var)
     assert (facts["weights"], facts["trained"], len(facts["weights_sha256"])) == ("resnet.pth", False, 64)
     with pytest.raises(BadInput, match=r"weights of resnet50, expected vgg19; see --base"):
-        resnet.start("vgg19", str(path))
+        near_duplicates.start("vgg19", str(path))
     with pytest.raises(BadInput, match="--weights imagenet: an autoencoder begins from random"):
-        resnet.start("autoencoder", "imagenet")
+        near_duplicates.start("autoencoder", "imagenet")
 
 
 def test_missing_imagenet_weights_are_one_line_with_the_ways_out(tmp_path, monkeypatch):
@@ -208,12 +208,12 @@ def test_missing_imagenet_weights_are_one_line_with_the_ways_out(tmp_path, monke
     monkeypatch.setattr(torch.hub, "download_url_to_file", refuse)
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     with pytest.raises(BadInput, match="--weights imagenet: no weights of resnet50") as error:
-        resnet.start("resnet50", "imagenet")
+        near_duplicates.start("resnet50", "imagenet")
     assert "FILE" in str(error.value)
     assert "random" in str(error.value)
 
 
 def test_random_weights_are_said_to_be(capsys):
-    _, facts = resnet.start("resnet50", "random")
+    _, facts = near_duplicates.start("resnet50", "random")
     assert "resnet50 is not pretrained" in capsys.readouterr().err
     assert facts == {"weights": "random", "weights_sha256": None, "trained": False}
