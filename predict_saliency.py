@@ -147,8 +147,8 @@ class MapFolder:
 
 def _refuse_other_split(folder, split):
     """BadInput when the folder holds another split's maps, as earlier versions left them all in one place."""
-    scores = folder / "localization.json"
-    found = read_json(scores).get("split", split) if scores.exists() else split
+    path = folder / "localization.json"
+    found = read_json(path).get("split", split) if path.exists() else split
     if found != split:
         raise BadInput(f"{folder}: holds maps of the {found} split; rename it to saliency_{found}")
 

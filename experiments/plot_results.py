@@ -66,10 +66,10 @@ def draw_figure(name: str, out: Path) -> list[Path]:
     return paths
 
 
-def replace_tables(path: Path, tables: dict[str, str]) -> None:
+def replace_tables(path: Path, parts: dict[str, str]) -> None:
     """Write each table between its two marks. BadInput where they are missing."""
     text = read_text(path)
-    for name, table in tables.items():
+    for name, table in parts.items():
         start, end = (mark.format(name=name) for mark in MARKS)
         if text.count(start) != 1 or end not in text:
             raise BadInput(f"--results_md {path}: expected the lines {start} and {end}")
