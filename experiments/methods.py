@@ -154,7 +154,7 @@ def verdicts(path: Path) -> list[str]:
     """A line for each method and data: the smallest O2I at which AUC is above chance by two standard errors.
 
     They are those of the seeds' mean and of AUC without skill on P images of each class, sqrt((2 P + 1) / (12 P^2)),
-    which all seeds share.
+    which all seeds share. Source: Mann & Whitney 1947.
     """
     lines = []
     for (setting, data, method, variant), own in read(path).groupby(["setting", "data", "method", "variant"]):

@@ -50,9 +50,14 @@ def extract_splits(splits: dict[str, TileBags], embedder, folder: Path, args, de
     """The features of all splits in a folder, memory-mapped; what is there already is not computed again.
 
     Args:
-        embedder: a network (B, C, t, t) -> (B, dim) with dim and describe(), see models/embedders.py.
-    Errors: BadInput when the folder holds features of other tiles or of another embedder.
+        embedder: a network (B, C, t, t) -> (B, dim) with dim, smallest and describe(), see models/embedders.py.
+    Errors: BadInput when tiles are too small for the embedder, or the folder holds features of other tiles or of
+        another embedder.
     """
+    for tiles in splits.values():  # before anything is written that would bind the folder to this size
+        side = args.tile_resize or tiles[0][0].shape[-1]
+        if side < embedder.smallest:
+            raise BadInput(f"--tile_resize: the embedder needs images of {embedder.smallest} px or more, found {side}")
     folder = make_folder(folder)
     for split, tiles in splits.items():
         _open_book(folder / f"{split}.json", tiles, settings_of_features(tiles, embedder, args))

@@ -34,34 +34,30 @@ def write(logdir: Path, split: str, bags: Bags, found: rounds.Scores, threshold:
         sheet(folder / "contact_sheet.png", bags, found, threshold, images)
     result = rounds.evaluate(bags, found, threshold) | {"localization_ap": by_size["localization_ap"]}
     if by_size["localization_ap"] is not None:
-        result["localization_ap_chance"] = chance(rows, bags, images)
+        result["localization_ap_chance"] = chance(rows)
     return result
 
 
 def row_of(i: int, bags: Bags, found: rounds.Scores, images, known: bool) -> dict:
-    """A bag's row of scores/{split}.csv; its highest instance is its detection, a hit where that is `known`.
+    """A bag's row of scores/{split}.csv, and `hits`, the share of its tiles that would be one.
 
-    Of an image the detection hits where its tile holds any pixel of the object, else where its tile is a positive one.
+    Its highest instance is its detection, a hit where that is `known`: of an image where its tile holds any pixel of
+    the object, else where its tile is a positive one.
     """
     label, logits, truth = int(bags.labels[i]), found.instances[i], bags.truth[i]
     mask = None if images is None else images.object_mask(i)
     row = {"img": i, "img_path": bags.names[i], "label": label, "score": float(found.bags[i])}
     row |= scores.cell_detection(logits, bags.corners[i], bags.tile, mask, label, known)
+    hits = truth == 1 if mask is None else tiles.holds_object(mask, bags.corners[i], bags.tile)
     if known and images is None:
-        row["hit"] = int(truth[logits.argmax()] == 1)
-    return row
+        row["hit"] = int(hits[logits.argmax()])
+    return row | {"hits": hits.mean()}
 
 
-def chance(rows: list[dict], bags: Bags, images) -> float:
+def chance(rows: list[dict]) -> float:
     """Localisation AP of the same confidences, had each bag's detection been one of its tiles at random."""
-    masks = [None] * len(bags) if images is None else map(images.object_mask, range(len(bags)))
-    hits = [
-        truth == 1 if mask is None else tiles.holds_object(mask, corners, bags.tile)  # as in row_of
-        for mask, corners, truth in zip(masks, bags.corners, bags.truth, strict=True)
-    ]
-    shares = np.array([hit.mean() for hit in hits])
-    confidences = np.array([row["confidence"] for row in rows])
-    return metrics.localization_ap_at_chance(shares, confidences, int(bags.labels.sum()))
+    shares, confidences, labels = (np.array([row[name] for row in rows]) for name in ("hits", "confidence", "label"))
+    return metrics.localization_ap_at_chance(shares, confidences, int((labels == 1).sum()))
 
 
 def probabilities(logits: np.ndarray) -> np.ndarray:

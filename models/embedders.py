@@ -54,7 +54,7 @@ def add_flags(
         "--embedder_checkpoint",
         *aliases,
         dest="embedder_weights",
-        type=pretrained.source,
+        type=pretrained.parse_source,
         metavar="imagenet|FILE|random",
         default="imagenet",
         help="its weights; of bagnet and encoder FILE is the best_checkpoint.pth of a run",

@@ -66,7 +66,7 @@ class Weights:
         return {"weights": self.source, "weights_sha256": self.sha256, "weights_input": self.input}
 
 
-def source(text: str) -> str | Path:
+def parse_source(text: str) -> str | Path:
     """Parse `imagenet`, `random` or a file (an argparse type)."""
     return text if text in ("imagenet", "random") else cli.path(text).expanduser()
 

@@ -247,7 +247,13 @@ def test_tiles_larger_than_the_image_or_too_small_for_the_network(nmnist, tmp_pa
     assert on_images(nmnist, tmp_path, "--tile", 65) == 2
     assert "--tile 65" in one_line(capsys)
     assert on_images(nmnist, tmp_path, "--tile", 16, "--embedder", "squeezenet", "--embedder_weights", "random") == 2
-    assert "needs images of 32 px or more" in one_line(capsys)
+    assert "--tile_resize: the embedder needs images of 32 px or more, found 16" in one_line(capsys)
+
+
+def test_a_folder_that_tiles_were_too_small_for_takes_larger_ones(nmnist, tmp_path, capsys):
+    flags = ["--tile", 16, "--embedder", "squeezenet", "--embedder_weights", "random", "--num_epoch_mil", 1]
+    assert on_images(nmnist, tmp_path, *flags) == 2
+    assert on_images(nmnist, tmp_path, *flags, "--tile_resize", 33) == 0
 
 
 def test_another_embedder_in_the_same_folder_is_refused(nmnist, trained, capsys):

@@ -35,7 +35,7 @@ class NoiseTiles(TileBags):
 class Embedder(nn.Module):
     """A convolution and a mean; counts the tiles it has seen."""
 
-    dim = 5
+    dim, smallest = 5, 3
 
     def __init__(self, factor: float = 1.0):
         super().__init__()

@@ -199,7 +199,7 @@ def test_the_encoder_does_not_see_validation_bags_unless_asked_to(bags, tmp_path
         (["--init_MIL_training", "no"], "--init_MIL_training no: leaves no scores"),
         (["--threshold", "1"], "--threshold 1: no tile of a positive bag scores above it, the highest has 0."),
         (["--encoder_weights", "nowhere.pth"], r"nowhere\.pth: No such file"),
-        (["--tile_resize", "32"], r"needs images of 33 px or more, found 32 x 32 px"),
+        (["--tile_resize", "32"], "--tile_resize: the embedder needs images of 33 px or more, found 32"),
         (["--tracker", "comet"], "--tracker comet: needs the package comet_ml"),
     ],
 )

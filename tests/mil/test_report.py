@@ -43,8 +43,9 @@ def test_a_map_has_a_cell_for_each_tile_and_nan_where_there_is_none():
 def test_random_cells_find_as_often_as_there_are_positive_tiles():
     """All bags positive and as sure: the average precision is the share of hits, times itself."""
     bags = four_tiles([[1, 0, 0, 0]] * 4000)
-    rows = [{"confidence": 0.0}] * 4000
-    assert report.chance(rows, bags, None) == pytest.approx(1 / 16, abs=0.005)
+    found = rounds.Scores(np.zeros(4000), [np.zeros(4, np.float32)] * 4000)
+    rows = [report.row_of(i, bags, found, None, known=True) for i in range(4000)]
+    assert report.chance(rows) == pytest.approx(1 / 16, abs=0.005)
 
 
 def test_a_random_tile_hits_what_a_detection_would_hit():
@@ -60,7 +61,7 @@ def test_a_random_tile_hits_what_a_detection_would_hit():
     bags = four_tiles([[1, 0, 0, 0]] * 100)
     found = rounds.Scores(np.zeros(100), [np.eye(4, dtype=np.float32)[i % 4] for i in range(100)])
     rows = [report.row_of(i, bags, found, Straddled, known=True) for i in range(100)]
-    assert all(row["hit"] for row in rows) and report.chance(rows, bags, Straddled) == 1
+    assert all(row["hit"] for row in rows) and report.chance(rows) == 1
 
 
 @pytest.fixture(scope="module")
