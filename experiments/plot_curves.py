@@ -61,8 +61,9 @@ def draw(table, path: Path) -> None:
     style = {"style": "run"} if table["run"].nunique() > 1 else {}
     sns.lineplot(table, x="epoch", y="accuracy", hue="split", palette="colorblind", marker="o", ax=axis, **style)
     axis.axhline(0.5, color="grey", linewidth=0.8)
-    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axis.set(xlabel="epoch", ylabel="accuracy")
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    first, last = table["epoch"].min(), table["epoch"].max()
+    axis.set(xlabel="epoch", ylabel="accuracy", xlim=(first - 0.5, last + 0.5))
     with atomic_open(path) as file:
         FigureCanvasAgg(figure).print_png(file)
 

@@ -1,4 +1,5 @@
 import pytest
+from matplotlib.figure import Figure
 
 import train
 from common.errors import BadInput
@@ -24,6 +25,16 @@ def test_curves_hold_every_value_of_the_stats(tmp_path):
     }
     plot_curves.main([str(tmp_path), "--out", str(tmp_path / "curve.png")])
     assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_ticks_of_a_run_of_one_epoch_are_whole_epochs(tmp_path, monkeypatch):
+    write_csv(tmp_path / "stats.csv", [{"epoch": 1, "train_running_acc": 0.5, "eval_acc": 0.6}], train.COLUMNS)
+    drawn = []
+    monkeypatch.setattr(plot_curves, "Figure", lambda **options: drawn.append(Figure(**options)) or drawn[-1])
+    plot_curves.main([str(tmp_path), "--out", str(tmp_path / "curve.png")])
+    axis = drawn[0].axes[0]
+    low, high = axis.get_xlim()
+    assert [tick for tick in axis.get_xticks() if low <= tick <= high] == [1]
 
 
 def test_a_folder_without_stats_is_named(tmp_path):
