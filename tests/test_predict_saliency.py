@@ -57,9 +57,7 @@ def test_folder_holds_maps_tables_and_pictures(trained):
     table, folder = explain(trained, "--overlays", 3)
     assert len(list(folder.glob("sal_*.npy"))) == len(table)
     n = len(table)
-    assert list(table.columns) == [
-        *("img", "img_path", "label", "pred", "prob", "peak_y", "peak_x", "confidence", "hit")
-    ]
+    assert list(table.columns) == ["img", "img_path", "label", "pred", "prob", "peak_y", "peak_x", "confidence", "hit"]
     assert table.img.tolist() == list(range(n))
     csv = pd.read_csv(trained[0] / "val.csv")
     assert table.img_path.tolist() == csv.img_path.tolist()

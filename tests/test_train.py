@@ -265,7 +265,10 @@ def test_optimisers_are_those_of_pawlowski_2019(tmp_path):
     model = make_model(make_args(tmp_path))
     rmsprop = train.make_optimizer(model, make_args(tmp_path, "--lr", "5e-5")).defaults
     assert {key: rmsprop[key] for key in ("lr", "alpha", "eps", "momentum")} == {
-        **{"lr": 5e-5, "alpha": 0.99, "eps": 1e-5, "momentum": 0}
+        "lr": 5e-5,
+        "alpha": 0.99,
+        "eps": 1e-5,
+        "momentum": 0,
     }
     assert train.make_optimizer(model, make_args(tmp_path, "--opt", "momentum")).defaults["momentum"] == 0.9
 

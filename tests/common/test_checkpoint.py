@@ -24,8 +24,12 @@ def old_checkpoint(model):
     return {
         "state_dict": OrderedDict(model.state_dict()),
         "config": {
-            **{"network_att_type": "soft_mil_att_forward", "kernel3": (1, 1, 0, 0), "network_width": np.int64(-2)},
-            **{"network_dropout": False, "input_channels": 1, "lr": np.float64(5e-5)},
+            "network_att_type": "soft_mil_att_forward",
+            "kernel3": (1, 1, 0, 0),
+            "network_width": np.int64(-2),
+            "network_dropout": False,
+            "input_channels": 1,
+            "lr": np.float64(5e-5),
         },
         "stats": pd.DataFrame({"epoch": [0, 1], "acc": [0.5, 0.6]}),
     }
@@ -82,8 +86,13 @@ def test_numpy_numbers_are_read_and_arrays_are_not_rebuilt(tmp_path):
 def test_what_torch_save_wrote_is_read_to_the_bit(tmp_path, zipped, dtype):
     whole = (torch.rand(4, 6, 5) * 9).to(dtype)
     content = {
-        **{"whole": whole, "part": whole[1:, ::2], "turned": whole.transpose(0, 2), "none": whole[:0]},
-        **{"parameter": torch.nn.Parameter(torch.rand(2)), "number": torch.tensor(3).to(dtype), "size": whole.shape},
+        "whole": whole,
+        "part": whole[1:, ::2],
+        "turned": whole.transpose(0, 2),
+        "none": whole[:0],
+        "parameter": torch.nn.Parameter(torch.rand(2)),
+        "number": torch.tensor(3).to(dtype),
+        "size": whole.shape,
         **{1: [True, None, -5, 2**40, 1e-9, "text", b"bytes"], "pair": (1, [2, {"three": ()}])},
     }
     torch.save(content, tmp_path / "a.pth", _use_new_zipfile_serialization=zipped)
@@ -167,7 +176,10 @@ SMALL_BUT = {
     "a storage": [b"(", STORAGE, b"t"],
     "a storage named by tuples": [b"(", STORAGE.replace(b"X\x01\0\0\x000", TUPLES), b"t"],
     "the same text, decoded often": [
-        *(b"X\0\0\x20\0", b"a" * 2**21, b"q\x000", b"c_codecs\nencode\nh\0X\x06\0\0\0latin1\x86R" * 10**5)
+        b"X\0\0\x20\0",
+        b"a" * 2**21,
+        b"q\x000",
+        b"c_codecs\nencode\nh\0X\x06\0\0\0latin1\x86R" * 10**5,
     ],
     "many lists": [b"](", b"]" * 10**7, b"e"],
 }

@@ -40,8 +40,11 @@ def test_dpa_takes_its_settings_on_the_data_that_have_them():
     runs = plan(*PLACES, "--datasets", "camelyon16", "--methods", "dpa", "--ablation", "--runs", "1")
     found = {run.variant: train_anomaly.parse_args(run.commands()[0][1:]) for run in runs}
     assert {variant: args.setting for variant, args in found.items()} == {
-        **{"": "camelyon16", "growing": "camelyon16_pg", "pixels": "camelyon16"},
-        **{"l1": "camelyon16_l1", "adversarial": "camelyon16_adversarial"},
+        "": "camelyon16",
+        "growing": "camelyon16_pg",
+        "pixels": "camelyon16",
+        "l1": "camelyon16_l1",
+        "adversarial": "camelyon16_adversarial",
     }
     assert found["pixels"].loss == "l1" and found["growing"].progressive and found["l1"].l1_weight == 0.1
 

@@ -39,7 +39,11 @@ def test_the_axes_are_the_papers():
     assert values("figure13", "num_examples") == [2819, 11276]
     nmnist = [point for point in FIGURES["figure4"].points if point.data == "nmnist"]
     assert [(p.canvas, p.o2i) for p in nmnist] == [
-        *((64, "19.1"), (128, "4.79"), (256, "1.2"), (512, "0.299"), (1024, "0.0748"))
+        (64, "19.1"),
+        (128, "4.79"),
+        (256, "1.2"),
+        (512, "0.299"),
+        (1024, "0.0748"),
     ]
     assert {point.receptive_field for point in FIGURES["figure4"].points if point.data == "ncamelyon"} == {9}
     assert (PAPER.seeds, PAPER.epochs, PAPER.opt, PAPER.lr, PAPER.batch_size) == (6, 200, "rmsprop", 5e-5, 32)

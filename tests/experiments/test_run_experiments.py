@@ -153,7 +153,11 @@ def test_too_few_digits_are_told_before_anything_runs(stub, monkeypatch):
 
 def test_hours_below_one_are_told_in_minutes():
     assert [run_experiments.duration(hours) for hours in (0, 0.001, 0.499, 1, 3734.2)] == [
-        *("0 min", "1 min", "30 min", "1.0 h", "3,734.2 h")
+        "0 min",
+        "1 min",
+        "30 min",
+        "1.0 h",
+        "3,734.2 h",
     ]
 
 

@@ -91,8 +91,11 @@ def test_crops_of_made_slides_are_told_from_camelyon17(tmp_path, slides, data):
     found = [run for run in planned if run.point.data == data]
     assert [run.point.receptive_field for run in found] == [9, 33, 177]
     assert found[0].commands()[0][:5] == [
-        *("train_camelyon.py", "--pos_path", str(tmp_path / "level3_size_128_ratio_0.01_0.1")),
-        *("--neg_path", str(tmp_path / "neg_128")),
+        "train_camelyon.py",
+        "--pos_path",
+        str(tmp_path / "level3_size_128_ratio_0.01_0.1"),
+        "--neg_path",
+        str(tmp_path / "neg_128"),
     ]
 
 

@@ -13,8 +13,16 @@ from retrieval.manipulate import Manipulator
 
 FOLDER = Path(manipulate.__file__).parent
 NEUTRAL = {
-    **{"p_horizontal_flip": 0, "p_vertical_flip": 0, "p_invert": 0, "p_jpeg": 0, "p_noise": 0, "p_blur": 0},
-    **{"gamma_range": [1, 1], "brightness_range": [1, 1], "contrast_range": [1, 1], "perspective_range": [0, 0]},
+    "p_horizontal_flip": 0,
+    "p_vertical_flip": 0,
+    "p_invert": 0,
+    "p_jpeg": 0,
+    "p_noise": 0,
+    "p_blur": 0,
+    "gamma_range": [1, 1],
+    "brightness_range": [1, 1],
+    "contrast_range": [1, 1],
+    "perspective_range": [0, 0],
     "affine": {"scale_range": [1, 1], "rotation_range": [0, 0], "translation_range": [0, 0]},
 }
 
