@@ -18,7 +18,6 @@ MARKS = "<!-- {name}: written by experiments/plot_results.py -->", "<!-- end of 
 
 
 def parse_args(argv=None):
-
     parser = cli.ArgumentParser(description=__doc__)
     names = f"which of {', '.join(FIGURES)} (default: all that have results)"
     parser.add_argument("figures", nargs="*", type=figure, metavar="figure", help=names)
@@ -40,7 +39,6 @@ def add_out_flag(parser) -> None:
 
 
 def main(argv=None):
-
     args = parse_args(argv)
     for name in args.figures or sorted(name for name in FIGURES if results.path_of(args.out, name).exists()):
         for path in draw_figure(name, args.out):
