@@ -72,7 +72,7 @@ SMALL_AXES = {
     "pooling": ("max",),
     "width": (-3,),
 }
-DENSITY_AXES = {"canvas": (64, 96, 128), "num_examples": (11276,), "receptive_field": (177,), "width": (-3,)}
+DENSITY_AXES = {"canvas": (64, 96, 128, 192), "num_examples": (11276,), "receptive_field": (177,), "width": (-3,)}
 AXES = {  # flag -> how argparse reads it
     "canvas": {"type": cli.positive, "help": "canvases of nMNIST and noise in px"},
     "num_examples": {"type": cli.positive, "help": "training images of nMNIST and noise"},
