@@ -23,7 +23,7 @@ from common import checkpoint, cli, lock, processes, runfolder, signals
 from common.errors import BadInput
 from common.files import make_subfolder, read_json, sha256_of, write_json
 from common.runfolder import RunFolder
-from data import loaders
+from data import SPLITS, loaders
 from mil import augment, bags, contrastive, features, hnm_layout, mining, pseudo_labels, report, rounds, self_paced
 from mil import tiles, tracker
 from mil.bags import Bags
@@ -380,11 +380,24 @@ def mil_round(epoch: int, splits, args, device) -> tuple[dict, dict[str, np.ndar
 
 def embed(splits, epoch: int, folder: Path, args, device) -> dict[str, Bags]:
     """The bags with features of an epoch's encoder; before all epochs, with HNM-WSI's files of them where they lie."""
-    ready = {name: folder.parent / f"{name}_embeddings_epoch_0000.p" for name in splits}
-    if epoch == INIT and all(path.exists() for path in ready.values()):
+    ready = ready_made(args) if epoch == INIT else {}
+    if ready:
         return {name: hnm_layout.read_embeddings(ready[name], split) for name, split in splits.items()}
     chosen = argparse.Namespace(embedder="encoder", embedder_weights=str(encoder_path(epoch, args)), weights_input=None)
     return features.extract_splits(splits, embedders.build(chosen), folder, args, device)
+
+
+def ready_made(args) -> dict[str, Path]:
+    """HNM-WSI's files of features in the folder of the round before all epochs: of every split, or none.
+
+    BadInput where some are missing: a round and its report must see the same features.
+    """
+    folder = args.logdir / round_name(INIT)
+    paths = {name: folder / f"{name}_embeddings_epoch_0000.p" for name in SPLITS}
+    missing = [path for path in paths.values() if not path.exists()]
+    if missing and len(missing) < len(paths):
+        raise BadInput(f"{missing[0]}: no such file, but other splits have theirs: expected all or none")
+    return {} if missing else paths
 
 
 def predicted(model, found: Bags, device) -> list[np.ndarray]:

@@ -125,7 +125,7 @@ def read_embeddings(path: Path, tiles: TileBags) -> Bags:
         if rows is None:
             raise BadInput(f"{path}: has no features of bag {name}")
         try:
-            found = {place_of(path.with_name(f"{tile}.jpeg"))[:2]: np.asarray(vector) for tile, vector in rows}
+            found = {place_of(path.parent / f"{tile}.jpeg")[:2]: np.asarray(vector) for tile, vector in rows}
             vectors = [found.get(place) for place in map(tuple, places.tolist())]
             parts.append(np.array([vector for vector in vectors if vector is not None], np.float32))
         except (TypeError, ValueError):

@@ -32,7 +32,7 @@ def _read_pickle(path):
         raise BadInput(f"{path}: expected a pickled dict of bags, each a dict of tiles and scores")
     found = {}
     for bag, tiles in content.items():
-        scores = {place_of(path.with_name(f"{name}.jpeg"))[:2]: score for name, score in tiles.items()}
+        scores = {place_of(path.parent / f"{name}.jpeg")[:2]: score for name, score in tiles.items()}
         if not all(isinstance(score, (int, float)) for score in scores.values()):
             raise BadInput(f"{path}: bag {bag}: expected a number for each tile")
         found[str(bag).strip("/")] = scores

@@ -32,6 +32,7 @@ from mil import bag_list, folds, hnm_layout, tiles
 SUFFIXES = (".svs", ".tif", ".tiff", ".ndpi", ".mrxs", ".scn", ".vms", ".vmu", ".bif")
 BOOK = "tiles.json"  # in a bag's folder, once it is whole
 DECIDING = ("base_mag", "magnifications", "threshold", "tile_size", "quality", "objective", "min_lesion", "layout")
+LESION = (1, 255)  # values of a mask
 SHARES = {"train": 3, "val": 1, "test": 1}  # of the bags where no table says which is whose
 
 
@@ -47,7 +48,11 @@ def parse_args(argv=None):
     add("-q", "--quality", type=cli.positive, default=70, help="of the JPEGs, up to 95")
     add("--objective", type=cli.positive_float, help="magnification of slides that do not say theirs")
     add("--label_path", type=cli.path, help="table slide,label[,split], or CAMELYON17's stage_labels.csv")
-    add("--masks", type=cli.path, help="folder of SLIDE_mask.tif, 1 = lesion: truth z goes into names, column_row_z")
+    add(
+        "--masks",
+        type=cli.path,
+        help="folder of SLIDE_mask.tif, 1 or 255 = lesion: truth z goes into names, column_row_z",
+    )
     add("--min_lesion", type=cli.share, default=0.0, help="share of a tile that is lesion for z = 1; 0: any pixel")
     add("--layout", choices=("dsmil", "hnm"), default="dsmil", help="folders by class, or HNM-WSI's with its lists")
     add("--seed", type=cli.natural, default=42, help="shares bags among splits where no table does")
@@ -242,8 +247,11 @@ def mask_truth(path: Path | None, level: int, args):
     with pyramid.Slide(path, fits) as mask:
 
         def truth(column: int, row: int) -> int:
-            pixels, _ = mask.read(row * side, column * side, side, side)
-            share = np.mean(pixels[..., 0] == 1)
+            pixels, outside = mask.read(row * side, column * side, side, side)
+            values = np.where(outside, 0, pixels[..., 0])
+            if strange := set(np.unique(values).tolist()) - {0, 1, 2, 255}:
+                raise BadInput(f"{path}: holds the value {min(strange)}, expected 0, 1 and 2, or 0 and 255")
+            share = np.isin(values, LESION).mean()
             return int(share > 0 and share >= args.min_lesion)
 
         yield truth

@@ -13,7 +13,8 @@ import torch
 
 from common import checkpoint
 from common.errors import BadInput
-from mil import finetune, mining, pseudo_labels, rounds
+from common.files import read_json
+from mil import finetune, mining, pickles, pseudo_labels, rounds
 from mil.self_paced import Pace
 from models import encoder as encoders
 from tests.mil import folders
@@ -70,6 +71,34 @@ def test_given_again_a_finished_run_does_nothing(whole, bags, capsys):
     finetune.main(flags(bags, whole))
     assert "complete after epoch 3" in capsys.readouterr().out
     assert {path: path.read_bytes() for path in whole.rglob("*") if path.is_file()} == before
+
+
+def write_ready_made(bags, logdir, names=("train", "val", "test")):
+    """HNM-WSI's files of features, five numbers a tile that say whether it holds an object."""
+    found = finetune.tiles.load(finetune.parse_args(flags(bags, logdir)))
+    (logdir / "epoch_init").mkdir()
+    for name in names:
+        content = {}
+        for bag, corners, truth in zip(found[name].names, found[name].corners, found[name].truth, strict=True):
+            rows = [(f"{x}_{y}_0", np.full(5, 2.0 * (z == 1) - 1)) for (y, x), z in zip(corners, truth, strict=True)]
+            content[f"/{bag}"] = np.empty(len(rows), object)
+            content[f"/{bag}"][:] = rows
+        path = logdir / "epoch_init" / f"{name}_embeddings_epoch_0000.p"
+        path.write_bytes(pickles.write_bytes(content))
+
+
+def test_the_report_sees_the_ready_made_features_of_the_round_that_did_best(bags, tmp_path):
+    write_ready_made(bags, tmp_path)
+    finetune.main(flags(bags, tmp_path, "-e", 1, "--lr_mil", 0.01, "--num_epoch_mil", 20))
+    found = read_json(tmp_path / "mil.json")
+    assert found["round"]["epoch"] == finetune.INIT
+    assert (found["val"]["auc"], found["test"]["auc"]) == (1, 1)
+
+
+def test_ready_made_features_of_some_splits_are_refused(bags, tmp_path):
+    write_ready_made(bags, tmp_path, names=("train", "val"))
+    with pytest.raises(BadInput, match=r"test_embeddings_epoch_0000.p: no such file, .*expected all or none"):
+        finetune.main(flags(bags, tmp_path))
 
 
 @pytest.mark.slow

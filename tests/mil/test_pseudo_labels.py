@@ -73,6 +73,7 @@ def test_scores_of_validation_bags_may_be_in_the_same_file(tmp_path, tiles):
         ({"/training/a": [1]}, "expected a pickled dict of bags"),
         ({"/training/a": {"0_0_0": "high"}}, "expected a number for each tile"),
         ({"/training/a": {"first": 0.5}}, "expected a tile named"),
+        ({"/training/a": {"in/a/folder": 0.5}}, "expected a tile named"),
     ],
 )
 def test_a_pickle_of_something_else_is_refused(tmp_path, content, said):

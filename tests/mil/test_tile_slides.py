@@ -135,6 +135,19 @@ def test_every_slide_and_mask_that_is_opened_is_closed(tmp_path, monkeypatch):
         assert truth(1, 2) == 0
 
 
+def test_masks_of_0_and_255_are_read_and_other_values_refused(tmp_path):
+    mask = np.zeros((192, 160), np.uint8)  # the third column of tiles reaches past it
+    mask[130:140, 70:80] = 255
+    args = argparse.Namespace(tile_size=SIDE, min_lesion=0)
+    for value, path in ((255, tmp_path / "mask.tif"), (7, tmp_path / "strange.tif")):
+        tifffile.imwrite(path, np.where(mask, value, 0).astype(np.uint8), tile=(64, 64), photometric="minisblack")
+    with tile_slides.mask_truth(tmp_path / "mask.tif", 0, args) as truth:
+        assert [[truth(column, row) for column in range(3)] for row in (0, 2)] == [[0, 0, 0], [0, 1, 0]]
+    with tile_slides.mask_truth(tmp_path / "strange.tif", 0, args) as truth:
+        with pytest.raises(BadInput, match=r"strange.tif: holds the value 7, expected 0, 1 and 2, or 0 and 255"):
+            truth(1, 2)
+
+
 @pytest.mark.parametrize(
     ("more", "said"),
     [
