@@ -7,6 +7,7 @@ import torch
 
 from common import checkpoint, runfolder
 from common.errors import BadInput
+from common.files import sha256_of
 from common.runfolder import RunFolder
 from data.normals import NormalTiles
 
@@ -34,6 +35,8 @@ def open_run(
     """
     state = state or {}
     config = {"method": args.method, "tile": normals.tile, "in_channels": normals.in_channels} | (config or {})
+    if getattr(args, "splits", None):  # which other crops are tested on, too
+        config["splits_sha256"] = sha256_of(args.splits)
     fingerprint = normals.fingerprint()
     return RunFolder(
         args,

@@ -48,11 +48,7 @@ def parse_args(argv=None):
     add("-q", "--quality", type=cli.positive, default=70, help="of the JPEGs, up to 95")
     add("--objective", type=cli.positive_float, help="magnification of slides that do not say theirs")
     add("--label_path", type=cli.path, help="table slide,label[,split], or CAMELYON17's stage_labels.csv")
-    add(
-        "--masks",
-        type=cli.path,
-        help="folder of SLIDE_mask.tif, 1 or 255 = lesion: truth z goes into names, column_row_z",
-    )
+    add("--masks", type=cli.path, help="folder of SLIDE_mask.tif, 1 or 255 = lesion; tiles are named column_row_z then")
     add("--min_lesion", type=cli.share, default=0.0, help="share of a tile that is lesion for z = 1; 0: any pixel")
     add("--layout", choices=("dsmil", "hnm"), default="dsmil", help="folders by class, or HNM-WSI's with its lists")
     add("--seed", type=cli.natural, default=42, help="shares bags among splits where no table does")

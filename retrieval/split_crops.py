@@ -22,7 +22,7 @@ from models import embedders
 from retrieval import audit, index
 
 BY = ("centre", "slide", "lesion", "cluster", "random")
-NEIGHBOURS = 10  # of every crop that are looked at for near-duplicates
+NEIGHBOURS = 16  # of every crop that are looked at first for near-duplicates
 
 
 def parse_args(argv=None):
@@ -94,15 +94,27 @@ def clusters(args, crops, slides: np.ndarray, device) -> np.ndarray:
         vectors = index.embed(crops, everything, network, 8, path, {}, args, device)
         if vectors.problems:
             raise BadInput(next(iter(vectors.problems.values())))
-        distances, found, _ = index.search(vectors, vectors, NEIGHBOURS, everything, everything, device)
-        others = index.search(vectors, vectors, 1, slides, slides, device, "reference")[0][:, 0]
+        nearest = index.search(vectors, vectors, 1, slides, slides, device, "reference")[0][:, 0]
+        if not np.isfinite(nearest).any():  # all crops are of one slide
+            nearest = index.search(vectors, vectors, 1, everything, everything, device, "reference")[0][:, 0]
+        threshold = audit.automatic_threshold(nearest[np.isfinite(nearest)])
+        pairs = near_pairs(vectors, threshold, device)
         del vectors
-    threshold = audit.automatic_threshold(others[np.isfinite(others)] if np.isfinite(others).any() else distances[:, 0])
-    i, j = np.nonzero(distances <= threshold)
-    numbers = audit.components(len(crops), np.stack([i, found[i, j]], axis=1))
+    numbers = audit.components(len(crops), pairs)
     largest = np.bincount(numbers).max()
     print(f"near-duplicates within {threshold:.3f}: {numbers.max() + 1:,} clusters, {largest:,} crops in the largest")
     return numbers
+
+
+def near_pairs(vectors: index.Vectors, threshold: float, device="cpu") -> np.ndarray:
+    """(E, 2) numbers of all images within a distance of each other: neighbours are asked for until one is beyond."""
+    own, k = np.arange(len(vectors.array)), NEIGHBOURS
+    while True:
+        distances, found, _ = index.search(vectors, vectors, k, own, own, device)
+        if (distances[:, -1] > threshold).all():
+            i, j = np.nonzero(distances <= threshold)
+            return np.stack([i, found[i, j]], axis=1)
+        k *= 2
 
 
 def main(argv=None):

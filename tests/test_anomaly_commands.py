@@ -16,6 +16,7 @@ from common.errors import BadInput
 from common.table import GrowingTable
 from data.cluttered_mnist import generate_data
 from models import embedders
+from tests.retrieval import crops
 
 SCORE = ["--workers", "0", "--device", "cpu"]
 KNN = ["--method", "deep_knn", "--embedder", "pixels", "--tile", "16", "--k", "2", *SCORE]
@@ -187,6 +188,24 @@ def test_training_on_images_of_several_sizes(tmp_path, capsys):
     train_anomaly.main([*map(str, flags), "--resize", "24"])
 
 
+def test_a_table_of_splits_that_has_changed_is_refused(tmp_path, capsys):
+    """Else images that the detector was trained on were scored as test images."""
+    written = crops.write(tmp_path)
+    tables = [pd.read_csv(folder / "crops.csv").assign(label=c) for c, folder in enumerate((written.neg, written.pos))]
+    table = pd.concat(tables)
+    table["split"] = np.resize(["train", "val", "test"], len(table))
+    splits = tmp_path / "splits.csv"
+    table[["file", "label", "split"]].to_csv(splits, index=False)
+    flags = ["--neg_path", written.neg, "--splits", splits, "--logdir", tmp_path / "run"]
+    train_anomaly.main([*KNN, *map(str, flags)])
+    assert len(score(tmp_path / "run", "--pos_path", written.pos)) > 0
+    other = {"train": "test", "test": "train", "val": "val"}
+    table.replace({"split": other})[["file", "label", "split"]].to_csv(splits, index=False)
+    where = ["--logdir", tmp_path / "run", *SCORE, "--pos_path", written.pos]
+    assert "splits.csv: not the table that" in refused(score_anomaly.main, capsys, *where)
+    assert "splits_sha256" in refused(train_anomaly.main, capsys, *KNN, *flags)
+
+
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
@@ -195,6 +214,7 @@ def test_training_on_images_of_several_sizes(tmp_path, capsys):
         (["--split", "val"], "--datatype photos: no images of the val split"),
         (["--images", "gone"], "gone: no such folder"),
         (["--crop", 8], "has 8 x 8 px, fewer than a tile of 16"),
+        (["--stride", 17], "--stride 17: expected 16 px, a tile's side, at most"),
     ],
 )
 def test_wrong_flags_of_scoring(run, capsys, flags, said):

@@ -4,7 +4,7 @@ import pytest
 
 from common.errors import BadInput
 from data.camelyon import dataset
-from retrieval import split_crops
+from retrieval import audit, index, split_crops
 from tests.retrieval.crops import LESIONS, PER_LESION, write
 
 FRACTIONS = (0.7, 0.1, 0.2)
@@ -50,6 +50,17 @@ def test_clusters_keep_near_duplicates_of_a_lesion_together(tmp_path):
     table = split(crops, tmp_path / "splits.csv", "cluster")
     positives = table[table.label == 1]
     assert (positives.groupby(["slide", "lesion"])["split"].nunique() == 1).all()
+
+
+def test_two_tight_groups_near_each_other_are_one_cluster():
+    """However many near-duplicates an image has, those of the other group are among its pairs."""
+    near = np.random.default_rng(0).normal(scale=1e-3, size=(50, 64))
+    near[:, 0] += 1
+    near[25:, 1] += 0.1
+    vectors = (near / np.linalg.norm(near, axis=1, keepdims=True)).astype(np.float32)[:, None]
+    pairs = split_crops.near_pairs(index.Vectors(np.arange(50), vectors, {}), threshold=0.3)
+    assert len(pairs) == 50 * 49
+    assert audit.components(50, pairs).max() == 0
 
 
 def test_first_release_crops_are_split_by_their_names(crops, tmp_path):
