@@ -118,8 +118,8 @@ def loss_flags(config: Section, first: int, side: int) -> dict:
         test = config.section("test_image_rec_loss")
         test.one_of("loss_type", (scored_by,))
         test.drop("loss_kwargs")
-    elif kind == "compose":
-        loss.note("loss_type", "compose: images are scored by its perceptual part alone")
+    elif kind == "compose" or "--l1_weight" in flags:
+        loss.note("loss_type", f"{kind}: images are scored by its perceptual part alone")
     return flags
 
 

@@ -85,10 +85,15 @@ class Section:
         for key in keys:
             self.left.pop(key, None)
 
+    def keep(self, *keys: str) -> None:
+        """Drop all other keys."""
+        self.left = {key: value for key, value in self.left.items() if key in keys}
+
     def finish(self) -> None:
-        """BadInput for a key that nothing took."""
+        """BadInput for a key that nothing took and that is not null."""
         for key in self.left:
-            raise self.error(key, "unknown key")
+            if self.has(key):
+                raise self.error(key, "unknown key")
         for child in self.children:
             child.finish()
 

@@ -21,6 +21,7 @@ METHODS = {  # name -> what reads a training config, but for its data
     "deep_if": networks.deep_if_flags,
 }
 ACTIONS = {"train": 1, "eval": 1, "train_eval": 2}  # -> number of configs
+EVALUATION = ("results_root", "test_batch_size", "test_model_path", "test_checkpoint_path", "test_datasets")
 NO_EFFECT = ("verbose", "log_root", "log_iter", "image_sample_iter")  # TensorBoard logs every step, in the run's folder
 
 
@@ -34,10 +35,15 @@ def main(method: str, argv: list[str]) -> None:
     expected = 1 if method == "deep_if" else ACTIONS[args.action]
     if len(args.configs) != expected:
         parser.error(f"{args.action}: expected {expected} CONFIG, found {len(args.configs)}")
-    training = training_words(method, read(args.configs[0])) if args.action != "eval" else None
-    evaluation, results = (None, None)
+    training, evaluation, results = None, None, None
+    config, test_config = read(args.configs[0]), read(args.configs[-1])
+    if len(args.configs) == 2 and args.configs[0].samefile(args.configs[1]):
+        config.drop(*EVALUATION)
+        test_config.keep(*EVALUATION)
+    if args.action != "eval":
+        training = training_words(method, config)
     if args.action != "train":
-        evaluation, results = evaluation_words(method, read(args.configs[-1]))
+        evaluation, results = evaluation_words(method, test_config)
     device = device_at_hand(args.device)
     if training is not None:
         run("train_anomaly.py", [*training, "--device", device, *more])

@@ -243,6 +243,36 @@ def test_the_ablations_are_translated(patches, tmp_path):
     assert (args.adv_weight, args.n_dis) == (0.1, 2)
 
 
+def test_one_file_may_say_how_to_train_and_how_to_evaluate(patches, tmp_path, monkeypatch):
+    started = []
+    monkeypatch.setattr(translation, "run", lambda script, words: started.append(script))
+    monkeypatch.setattr(translation, "report", lambda results, logdir: started.append(str(results)))
+    joined = small_dpa(patches, tmp_path) | evaluation(patches, tmp_path, "dpa")
+    path = write(tmp_path / "both.yaml", joined)
+    translation.main("dpa", ["train_eval", path, path, "--device", "cpu"])
+    assert started == ["train_anomaly.py", "score_anomaly.py", f"{tmp_path}/results"]
+    other = write(tmp_path / "unknown.yaml", joined | {"stab_itre": 3})
+    with pytest.raises(BadInput, match="stab_itre: unknown key"):
+        translation.main("dpa", ["train_eval", other, other])
+
+
+@pytest.mark.parametrize("method", ["dpa", "piad", "deep_geo"])
+def test_a_key_that_is_null_is_as_one_that_is_not_there(method, tmp_path):
+    name = "train_pg_example" if method == "dpa" else "train_example"
+    plain = translation.training_words(method, read(HERE / "configs" / method / f"{name}.yaml"))
+    path = write(tmp_path / "null.yaml", example(method, name) | {"finetune_from": None})
+    assert translation.training_words(method, read(Path(path))) == plain
+
+
+def test_pixels_that_are_learnt_and_not_scored_are_said(patches, tmp_path, capsys):
+    config = small_dpa(patches, tmp_path)
+    for layers in config["image_rec_loss"]["loss_kwargs"]["weights_per_resolution"].values():
+        layers["img_weight"] = 0.1
+    words = translation.training_words("dpa", read(Path(write(tmp_path / "a.yaml", config))))
+    assert words[words.index("--l1_weight") + 1] == "0.1"
+    assert "images are scored by its perceptual part alone" in capsys.readouterr().out
+
+
 def test_validation_counts_only_where_it_happens(patches, tmp_path):
     config = small_dpa(patches, tmp_path) | {"early_stopping_patience": 5, "early_stopping_min_delta": "1e-3"}
     words = translation.training_words("dpa", read(Path(write(tmp_path / "a.yaml", config | {"val_iter": "1e6"}))))
