@@ -276,7 +276,7 @@ def validate(model: nn.Module, bags: Bags, device) -> dict[str, float]:
 def evaluate(bags: Bags, scores: Scores, threshold: float) -> dict[str, float]:
     """Scores of the bags at a threshold and, where the instances' truth is known, of the instances.
 
-    instance_auc, instance_ap and instance_f1 (at its best threshold) are of all instances, those that end in
+    instance_auc, instance_ap and instance_f1 (at instance_threshold, its best) are of all instances, those that end in
     _positive_bags of the instances of positive bags alone.
     """
     losses = np.logaddexp(0, np.where(bags.labels == 1, -scores.bags, scores.bags))
@@ -291,12 +291,16 @@ def evaluate(bags: Bags, scores: Scores, threshold: float) -> dict[str, float]:
     return found
 
 
-def instance_scores(truth: list[np.ndarray], instances: list[np.ndarray]) -> dict[str, float]:
-    """AUC, AP and best F1 of instances, (n,) for each bag."""
+def instance_scores(truth: list[np.ndarray], instances: list[np.ndarray]) -> dict[str, float | None]:
+    """AUC, AP and best F1 of instances, (n,) for each bag, and the logit from which on that F1 counts them positive."""
     from sklearn.metrics import precision_recall_curve
 
     labels, logits = np.concatenate(truth), np.concatenate(instances)
     found = metrics.classification(labels, logits)
-    precision, recall, _ = precision_recall_curve(labels, logits) if labels.any() else (np.zeros(1), np.ones(1), None)
+    scores = {"instance_auc": found["auc"], "instance_ap": found["ap"]}
+    if not labels.any():
+        return scores | {"instance_f1": 0.0, "instance_threshold": None}
+    precision, recall, thresholds = precision_recall_curve(labels, logits)
     f1 = 2 * precision * recall / np.maximum(precision + recall, 1e-30)
-    return {"instance_auc": found["auc"], "instance_ap": found["ap"], "instance_f1": float(f1.max())}
+    best = int(f1[:-1].argmax())  # the last point calls none positive
+    return scores | {"instance_f1": float(f1[best]), "instance_threshold": float(thresholds[best])}

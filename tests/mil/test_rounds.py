@@ -209,6 +209,7 @@ def test_instance_scores_of_a_hand_counted_case():
     assert found["instance_auc"] == pytest.approx(2 / 3)
     assert found["instance_ap"] == pytest.approx(1 / 2)
     assert found["instance_f1"] == pytest.approx(2 / 3)  # at .9: one of two is right, all are found
+    assert found["instance_threshold"] == pytest.approx(0.9)
 
 
 @pytest.mark.slow
