@@ -65,15 +65,16 @@ def main(argv=None):
     config = saved["config"]
     if args.embedder_weights:
         saved["args"]["embedder_weights"] = args.embedder_weights
+    own_splits = args.splits
     datatypes.take_flags_of_run(args, saved["args"])
+    if own_splits is None:
+        runs.check_same_splits(args.splits, config)
     args.seed = saved["args"].get("seed") if args.seed is None else args.seed
     args.name = args.name or ("images" if args.images else args.split)
     if args.tile not in (None, config["tile"]):
         raise BadInput(f"--tile {args.tile}: the detector in {path} takes {config['tile']} px; leave the flag out")
     if args.stride is not None and args.stride > config["tile"]:
         raise BadInput(f"--stride {args.stride}: expected {config['tile']} px, a tile's side, at most")
-    if args.splits and config.get("splits_sha256", sha256_of(args.splits)) != sha256_of(args.splits):
-        raise BadInput(f"--splits {args.splits}: not the table that {args.logdir} was trained with")
     args.tile, args.stride = config["tile"], args.stride or max(1, config["tile"] // 2)
     data = datatypes.load_unlabelled(args, args.images) if args.images else datatypes.load(args, args.split)
     datatypes.verify(args)

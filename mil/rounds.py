@@ -273,7 +273,7 @@ def validate(model: nn.Module, bags: Bags, device) -> dict[str, float]:
     return {f"eval_{name}": found[name] for name in names if name in found}
 
 
-def evaluate(bags: Bags, scores: Scores, threshold: float) -> dict[str, float]:
+def evaluate(bags: Bags, scores: Scores, threshold: float) -> dict[str, float | None]:
     """Scores of the bags at a threshold and, where the instances' truth is known, of the instances.
 
     instance_auc, instance_ap and instance_f1 (at instance_threshold, its best) are of all instances, those that end in

@@ -25,14 +25,13 @@ from common.errors import BadInput
 from common.files import atomic_open, make_folder, make_subfolder, read_json, read_table, write_json
 from data import SPLITS
 from data.camelyon import slides
-from data.slides import pyramid
+from data.slides import annotations, pyramid
 from data.slides.deepzoom import DeepZoom
 from mil import bag_list, folds, hnm_layout, tiles
 
 SUFFIXES = (".svs", ".tif", ".tiff", ".ndpi", ".mrxs", ".scn", ".vms", ".vmu", ".bif")
 BOOK = "tiles.json"  # in a bag's folder, once it is whole
 DECIDING = ("base_mag", "magnifications", "threshold", "tile_size", "quality", "objective", "min_lesion", "layout")
-LESION = (1, 255)  # values of a mask
 SHARES = {"train": 3, "val": 1, "test": 1}  # of the bags where no table says which is whose
 
 
@@ -231,7 +230,7 @@ def write_tile(path: Path, tile, args) -> None:
 def mask_truth(path: Path | None, level: int, args):
     """Open a mask as (column, row) -> 1 where enough of a tile is lesion, else 0; without one it is 0 everywhere.
 
-    Read is the mask's level of that size or the next finer one.
+    Read is the mask's level of that size or the next finer one. BadInput: it holds other values than masks do.
     """
     if path is None:
         yield lambda column, row: 0
@@ -240,14 +239,12 @@ def mask_truth(path: Path | None, level: int, args):
     while fits and not has_level(path, fits):
         fits -= 1
     side = args.tile_size * 2 ** (level - fits)
+    values = {0}
     with pyramid.Slide(path, fits) as mask:
 
         def truth(column: int, row: int) -> int:
-            pixels, outside = mask.read(row * side, column * side, side, side)
-            values = np.where(outside, 0, pixels[..., 0])
-            if strange := set(np.unique(values).tolist()) - {0, 1, 2, 255}:
-                raise BadInput(f"{path}: holds the value {min(strange)}, expected 0, 1 and 2, or 0 and 255")
-            share = np.isin(values, LESION).mean()
+            pixels, blank = mask.read(row * side, column * side, side, side)  # blank: 0, or outside the mask
+            share = annotations.lesion_pixels(path, np.where(blank, 0, pixels[..., 0]), values).mean()
             return int(share > 0 and share >= args.min_lesion)
 
         yield truth

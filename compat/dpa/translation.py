@@ -21,6 +21,7 @@ METHODS = {  # name -> what reads a training config, but for its data
     "deep_if": networks.deep_if_flags,
 }
 ACTIONS = {"train": 1, "eval": 1, "train_eval": 2}  # -> number of configs
+# what evaluation takes of a file that also says how to train
 EVALUATION = ("results_root", "test_batch_size", "test_model_path", "test_checkpoint_path", "test_datasets")
 NO_EFFECT = ("verbose", "log_root", "log_iter", "image_sample_iter")  # TensorBoard logs every step, in the run's folder
 

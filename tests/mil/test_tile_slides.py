@@ -143,7 +143,7 @@ def test_masks_of_0_and_255_are_read_and_other_values_refused(tmp_path):
         tifffile.imwrite(path, np.where(mask, value, 0).astype(np.uint8), tile=(64, 64), photometric="minisblack")
     with tile_slides.mask_truth(tmp_path / "mask.tif", 0, args) as truth:
         assert [[truth(column, row) for column in range(3)] for row in (0, 2)] == [[0, 0, 0], [0, 1, 0]]
-    said = r"strange.tif: holds the value 7, expected 0, 1 and 2, or 0 and 255"
+    said = r"strange.tif: holds the values 0, 7, expected 0, 1 and 2, or 0 and 255"
     with pytest.raises(BadInput, match=said), tile_slides.mask_truth(tmp_path / "strange.tif", 0, args) as truth:
         truth(1, 2)
 
