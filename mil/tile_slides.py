@@ -7,11 +7,11 @@ in a folder named like their lower tile. --layout hnm names folders as HNM-WSI d
 lists the bags. A command that was interrupted goes on with the slide it was at.
 """
 
-import contextlib
 import functools
 import itertools
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -188,14 +188,13 @@ def write_tiles(zoom: DeepZoom, level: int, folder: Path, job: TilingJob, args) 
     """Write the tiles of one level that show something; returns their columns and rows."""
     columns, rows = zoom.grid(level)
     named = args.masks is not None and (job.mask is not None or job.label == 0)
-    kept = []
-    with mask_truth(job.mask, level, args) as truth:
-        for row, column in itertools.product(range(rows), range(columns)):
-            tile = zoom.read(level, column, row)
-            if edge_strength(tile, args.tile_size) > args.threshold:
-                z = f"_{truth(column, row)}" if named or args.layout == "hnm" else ""
-                write_tile(folder / f"{column}_{row}{z}.jpeg", tile, args)
-                kept.append((column, row))
+    truth, kept = mask_truth(job.slide, job.mask, level, args), []
+    for row, column in itertools.product(range(rows), range(columns)):
+        tile = zoom.read(level, column, row)
+        if edge_strength(tile, args.tile_size) > args.threshold:
+            z = f"_{truth(column, row)}" if named or args.layout == "hnm" else ""
+            write_tile(folder / f"{column}_{row}{z}.jpeg", tile, args)
+            kept.append((column, row))
     return kept
 
 
@@ -226,28 +225,25 @@ def write_tile(path: Path, tile, args) -> None:
         (tile if tile.size == side else tile.resize(side)).save(file, "JPEG", quality=args.quality)
 
 
-@contextlib.contextmanager
-def mask_truth(path: Path | None, level: int, args):
-    """Open a mask as (column, row) -> 1 where enough of a tile is lesion, else 0; without one it is 0 everywhere.
+def mask_truth(slide: Path, path: Path | None, level: int, args) -> Callable[[int, int], int]:
+    """A slide's mask as (column, row) -> 1 where enough of a tile is lesion, else 0; without one it is 0 everywhere.
 
-    Read is the mask's level of that size or the next finer one. BadInput: it holds other values than masks do.
+    Read is the level of that size, or the next finer one that both have. BadInput: as of `mask_from_tiff`.
     """
     if path is None:
-        yield lambda column, row: 0
-        return
+        return lambda column, row: 0
     fits = level
-    while fits and not has_level(path, fits):
+    while fits and not (has_level(path, fits) and has_level(slide, fits)):
         fits -= 1
     side = args.tile_size * 2 ** (level - fits)
-    values = {0}
-    with pyramid.Slide(path, fits) as mask:
+    with pyramid.Slide(slide, fits) as opened:
+        mask = annotations.mask_from_tiff(path, opened)
 
-        def truth(column: int, row: int) -> int:
-            pixels, blank = mask.read(row * side, column * side, side, side)  # blank: 0, or outside the mask
-            share = annotations.lesion_pixels(path, np.where(blank, 0, pixels[..., 0]), values).mean()
-            return int(share > 0 and share >= args.min_lesion)
+    def truth(column: int, row: int) -> int:
+        share = mask.window(row * side, column * side, side, side).mean()
+        return int(share > 0 and share >= args.min_lesion)
 
-        yield truth
+    return truth
 
 
 def has_level(path: Path, level: int) -> bool:

@@ -124,28 +124,54 @@ def test_every_slide_and_mask_that_is_opened_is_closed(tmp_path, monkeypatch):
     opened, closed, begin, end = [], [], pyramid.Slide.__init__, pyramid.Slide.close
     monkeypatch.setattr(pyramid.Slide, "__init__", lambda self, *args: (opened.append(self), begin(self, *args))[1])
     monkeypatch.setattr(pyramid.Slide, "close", lambda self: (closed.append(self), end(self))[1])
-    mask = np.zeros((192, 192), np.uint8)
-    mask[130:140, 70:80] = 1
-    tifffile.imwrite(tmp_path / "mask.tif", mask, tile=(64, 64), photometric="minisblack")
+    slide, mask = write_slide_and_mask(tmp_path)
     args = argparse.Namespace(tile_size=SIDE, min_lesion=0)
-    with tile_slides.mask_truth(tmp_path / "mask.tif", 0, args) as truth:
-        assert [truth(column, 2) for column in range(3)] == [0, 1, 0]
+    truth = tile_slides.mask_truth(slide, mask, 0, args)
+    assert [truth(column, 2) for column in range(3)] == [0, 1, 0]
     assert opened and set(opened) == set(closed)
-    with tile_slides.mask_truth(None, 0, args) as truth:
-        assert truth(1, 2) == 0
+    assert tile_slides.mask_truth(slide, None, 0, args)(1, 2) == 0
 
 
-def test_masks_of_0_and_255_are_read_and_other_values_refused(tmp_path):
-    mask = np.zeros((192, 160), np.uint8)  # the third column of tiles reaches past it
-    mask[130:140, 70:80] = 255
+def write_slide_and_mask(folder, value=1, size=(192, 160), **compression):
+    """A slide and a mask with a lesion in tile 1_2; the third column of tiles reaches past them."""
+    write_slide(folder / "slide.tif", 0)
+    mask = np.zeros(size, np.uint8)
+    mask[130:140, 70:80] = value
+    tifffile.imwrite(folder / "mask.tif", mask, tile=(64, 64), photometric="minisblack", **compression)
+    return folder / "slide.tif", folder / "mask.tif"
+
+
+def test_lesion_is_1_or_255(tmp_path):
     args = argparse.Namespace(tile_size=SIDE, min_lesion=0)
-    for value, path in ((255, tmp_path / "mask.tif"), (7, tmp_path / "strange.tif")):
-        tifffile.imwrite(path, np.where(mask, value, 0).astype(np.uint8), tile=(64, 64), photometric="minisblack")
-    with tile_slides.mask_truth(tmp_path / "mask.tif", 0, args) as truth:
+    for value in (1, 255):
+        truth = tile_slides.mask_truth(*write_slide_and_mask(tmp_path, value), 0, args)
         assert [[truth(column, row) for column in range(3)] for row in (0, 2)] == [[0, 0, 0], [0, 1, 0]]
-    said = r"strange.tif: holds the values 0, 7, expected 0, 1 and 2, or 0 and 255"
-    with pytest.raises(BadInput, match=said), tile_slides.mask_truth(tmp_path / "strange.tif", 0, args) as truth:
-        truth(1, 2)
+
+
+@pytest.mark.parametrize(
+    ("mask", "said"),
+    [
+        ({"value": 7}, "holds the values 0, 7, expected 0, 1 and 2, or 0 and 255"),
+        ({"size": (192, 256)}, "level 0 of mask and slide differ by a tile or more: 256 x 192 and 160 x 192 px"),
+        ({"compression": "jpeg"}, "stored as JPEG, which changes values"),
+    ],
+)
+def test_masks_that_cannot_be_the_slides_are_refused(tmp_path, mask, said):
+    slide, path = write_slide_and_mask(tmp_path, **mask)
+    with pytest.raises(BadInput, match=f"mask.tif: {said}"):
+        tile_slides.mask_truth(slide, path, 0, argparse.Namespace(tile_size=SIDE, min_lesion=0))
+
+
+def test_a_coarse_mask_is_read_at_the_finest_level_that_the_slide_has(tmp_path):
+    """The slide has no level 1, so level 0 of both is read, and a lesion of one pixel counts."""
+    slide, path = write_slide_and_mask(tmp_path)
+    mask = np.zeros((192, 160), np.uint8)
+    mask[3, 129] = 1
+    with tifffile.TiffWriter(path) as file:
+        for step in (1, 2):
+            file.write(mask[::step, ::step], tile=(64, 64), photometric="minisblack", subfiletype=int(step > 1))
+    truth = tile_slides.mask_truth(slide, path, 1, argparse.Namespace(tile_size=SIDE, min_lesion=0))
+    assert [truth(column, 0) for column in range(2)] == [0, 1]
 
 
 @pytest.mark.parametrize(
