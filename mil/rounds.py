@@ -26,6 +26,7 @@ HALVED_EVERY = 75  # epochs of one learning rate
 EVALUATED = 2**14  # instances evaluated at a time; a bag is never divided
 SUMS = ("loss", "bags")
 BEST = ("eval_auc", max)
+BAG_SCORES = ("loss", "auc", "ap", "acc", "prec", "recall", "f1", "threshold")  # of each epoch, on validation bags
 
 
 def add_flags(parser, ranking_loss: bool = False, aliases: tuple[str, ...] = ()) -> None:
@@ -116,7 +117,7 @@ def open_folder(model, optimizer, config: dict, splits: dict[str, Bags], args, d
     """The round's folder, to be continued by the same settings and bags."""
     data = " ".join(splits[name].fingerprint() for name in ("train", "val"))
     columns = {"epoch": None, "train_loss": "train/loss"}
-    columns |= {f"eval_{name}": f"eval/{name}" for name in ("loss", "auc", "ap", "acc", "f1", "threshold")}
+    columns |= {f"eval_{name}": f"eval/{name}" for name in BAG_SCORES}
     if splits["val"].truth_known:
         columns["eval_instance_auc"] = "eval/instance_auc"
     return RunFolder(
@@ -269,8 +270,8 @@ def validate(model: nn.Module, bags: Bags, device) -> dict[str, float]:
     """A row's eval_ scores, with the threshold that these bags choose."""
     scores = predict(model, bags, device)
     found = evaluate(bags, scores, metrics.youden_threshold(bags.labels, scores.bags))
-    names = ("loss", "auc", "ap", "acc", "f1", "threshold", "instance_auc")
-    return {f"eval_{name}": found[name] for name in names if name in found}
+    names = (*BAG_SCORES, *(["instance_auc"] if bags.truth_known else []))
+    return {f"eval_{name}": found[name] for name in names}
 
 
 def evaluate(bags: Bags, scores: Scores, threshold: float) -> dict[str, float | None]:
