@@ -115,12 +115,22 @@ def loss_flags(config: Section, first: int, side: int) -> dict:
         loss.drop("loss_kwargs")
         flags = {"--loss": kind}
     if config.has("test_image_rec_loss"):
-        test = config.section("test_image_rec_loss")
-        test.one_of("loss_type", (scored_by,))
-        test.drop("loss_kwargs")
+        check_scored_alike(config.section("test_image_rec_loss"), scored_by, flags, first, side)
     elif kind == "compose" or "--l1_weight" in flags:
         loss.note("loss_type", f"{kind}: images are scored by its perceptual part alone")
     return flags
+
+
+def check_scored_alike(test: Section, kind: str, flags: dict, first: int, side: int) -> None:
+    """BadInput when images are to be scored by another loss than these flags train with."""
+    test.one_of("loss_type", (kind,))
+    if kind != "relative_perceptual_L1":
+        test.drop("loss_kwargs")
+        return
+    wanted = perceptual_flags(test.section("loss_kwargs"), first, side)
+    if "--l1_weight" in wanted or not wanted.items() <= flags.items():
+        asked = " ".join(f"{flag} {value}" for flag, value in wanted.items())
+        raise test.error("loss_kwargs", f"{asked} is not offered: the layers of image_rec_loss alone score images")
 
 
 def composed_flags(loss: Section, first: int, side: int) -> dict:
@@ -184,6 +194,8 @@ def piad_flags(config: Section) -> dict:
     config.one_of("n_dis", (2,), 2)
     flags = {"--tile": side, "--latent_dim": config.whole("latent_dim"), "--iters": config.whole("iters")}
     flags |= {"-b": config.whole("batch_size"), "--balance_iter": config.whole("update_grad_norm_iter", 100)}
+    val_iter = config.whole("val_iter", 0)
+    flags |= {"--val_iter": min(val_iter, flags["--iters"])} if val_iter else {}
     flags |= piad_rates(config.section("adam_kwargs"))
     sizes = autoencoder_flags(config, side, 4)
     if sizes["--network"] != "residual9":

@@ -149,6 +149,14 @@ def test_the_line_of_dpas_readme_trains_and_evaluates_and_given_again_does_nothi
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("val_iter", "rows"), [(None, 1000), (300, 300), (10**6, 5000)])
+def test_piads_val_iter_is_the_iterations_between_two_rows(tmp_path, val_iter, rows):
+    """Where it is above all iterations, as in final configs, there is one row."""
+    config = example("piad", "train_example") | {"iters": 5000, "val_iter": val_iter}
+    words = translation.training_words("piad", read(Path(write(tmp_path / "train.yaml", config))))
+    assert train_anomaly.parse_args(words).val_iter == rows
+
+
 def test_piad_trains_and_evaluates(patches, tmp_path):
     config = example("piad", "train_example")
     config |= {"checkpoint_root": f"{tmp_path}/piad", "image_res": 16, "latent_dim": 3, "iters": 2, "batch_size": 4}
@@ -234,6 +242,10 @@ def test_the_ablations_are_translated(patches, tmp_path):
     config["test_image_rec_loss"] = perceptual
     args = train_anomaly.parse_args(translation.training_words("dpa", read(Path(write(tmp_path / "a.yaml", config)))))
     assert (args.l1_weight, args.layers) == (0.1, ("r12", "r12"))
+    config["test_image_rec_loss"] = {**perceptual, "loss_kwargs": {"feature_weights": {"r22": 1}}}
+    said = r"other\.yaml: test_image_rec_loss\.loss_kwargs: --layer r22 is not offered: the layers of image_rec_loss"
+    with pytest.raises(BadInput, match=said):
+        translation.training_words("dpa", read(Path(write(tmp_path / "other.yaml", config))))
     config = small_dpa(patches, tmp_path) | {"n_dis": 2, "image_adv_loss": {"loss_type": "wgan_gp"}}
     config |= {
         "loss_weights": {"image_adv_loss": 0.1, "image_rec_loss": 1},
