@@ -1,5 +1,6 @@
 """Signals at once, or when the work can be saved; each in a process of its own, since a signal may end it."""
 
+import functools
 import signal
 import subprocess
 import sys
@@ -16,8 +17,9 @@ def send(number=signal.SIGTERM):
 """
 
 
-def run(script, before=None):
-    """The script's exit code and what it prints, with `before` called in its process first."""
+def run(script, ctrl_c=signal.SIG_DFL):
+    """The script's exit code and what it prints; SIGINT does at first what it does in a foreground job."""
+    before = functools.partial(signal.signal, signal.SIGINT, ctrl_c)
     words = [sys.executable, "-c", START + textwrap.dedent(script)]
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=30, preexec_fn=before)
     return done.returncode, done.stdout + done.stderr
@@ -104,7 +106,7 @@ def test_ctrl_c_stays_ignored_in_a_shells_background_jobs():
         send(signal.SIGINT)
         print(signals.State.pending)
     """
-    assert run(script, before=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN)) == (0, "0\n")
+    assert run(script, ctrl_c=signal.SIG_IGN) == (0, "0\n")
 
 
 def test_a_loader_process_outlives_the_groups_signals_and_serves_a_while_after_sigterm():
