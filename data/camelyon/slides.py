@@ -93,7 +93,7 @@ def read_labels(path: Path) -> Labels:
     table = read_table(path, dtype=str, keep_default_na=False, header=None)  # a header would be made unique
     columns = [column.strip().lower() for column in table.iloc[0]]
     if columns.count("patient") != 1 or columns.count("stage") != 1:
-        raise BadInput(f"--label_path {path}: expected the columns patient,stage, found {','.join(columns)}")
+        raise BadInput(f"{path}: expected the columns patient,stage, found {','.join(columns)}")
     table = table[1:].set_axis(columns, axis="columns")
     table = table[table["patient"].str.contains("_node_")].copy()  # the other rows are those of patients
     table["name"] = table["patient"].str.strip().str.replace(r"\.tiff?$", "", case=False, regex=True)

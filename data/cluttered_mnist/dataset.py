@@ -29,11 +29,11 @@ NUMBERS = {  # in args.json, by generator: least and largest value, int where a 
     "nmnist": {
         "canvas": (SIDE + 1, render.MAX_SIDE),
         "patch-size": (0, render.MAX_SIDE),
-        "scale": (1e-3, float(render.MAX_SIDE)),
+        "scale": (0.5 / render.MAX_SIDE, float(render.MAX_SIDE)),
     },
     "noise": {
         "canvas": (1, render.MAX_SIDE),
-        "seed": (0, 2**64),
+        "seed": (0, 2**64 - 1),
         **{f"num_{split}": (1, 2**32) for split in SPLITS},
     },
 }
@@ -69,7 +69,10 @@ def load_splits(args, names: Sequence[str] = SPLITS) -> dict[str, "ClutteredMNIS
     for split in names:
         table = _read_csv(path / f"{split}.csv", manifest, unfinished=bool(settings))
         source, rows = _open_source(path, split, settings, table.img_path.tolist(), args.source)
-        splits[split] = ClutteredMNIST(source, rows, table, SIDE * settings.get("scale", 1), args.data_scaling)
+        data = ClutteredMNIST(source, rows, table, SIDE * settings.get("scale", 1), args.data_scaling)
+        expected = f"a needle on the canvas of {data.canvas_shape[0]} x {data.canvas_shape[1]} px"
+        _refuse_rows(path / f"{split}.csv", table, data.needles_outside(), expected)
+        splits[split] = data
     return splits
 
 
@@ -93,9 +96,8 @@ class ClutteredMNIST(Dataset):
         self.labels = table["label"].to_numpy(np.int64)
         self.positions = table[["needle_y", "needle_x"]].to_numpy(np.float64)  # (N, 2)
         self.needle_side = needle_side
-        self.shape = tuple(
-            render.zoomed_side(side, scaling, "--data_scaling") for side in source.canvas(numbers[0]).shape
-        )
+        self.canvas_shape = source.canvas(numbers[0]).shape
+        self.shape = tuple(render.zoomed_side(side, scaling, "--data_scaling") for side in self.canvas_shape)
 
     def __len__(self):
         return len(self.labels)
@@ -124,6 +126,10 @@ class ClutteredMNIST(Dataset):
     def has_objects(self) -> bool:
         """Whether the needles' positions are known."""
         return bool(np.isfinite(self.positions[self.labels == 1]).all())
+
+    def needles_outside(self) -> np.ndarray:
+        """Whose needle begins off the canvas, bool (N,); False where there is none or it is not known."""
+        return ((self.positions < 0) | (self.positions >= self.canvas_shape)).any(axis=1)
 
     def needle_box(self, i: int) -> tuple[float, float, float, float] | None:
         """Needle's (y0, x0, y1, x1) in px of the item, ends exclusive; None on negatives and where unknown."""

@@ -227,7 +227,7 @@ def _write_npz(file, arrays):
 
 
 def load_npz(path: Path, shape: tuple | None = None) -> np.ndarray:
-    """Read arr_0 (H, W), of the given shape if any, never unpickling anything.
+    """Read arr_0 (H, W) as uint8, float32 or float64, of the given shape if any, never unpickling anything.
 
     BadInput names a file that is missing, damaged, of another shape, before what it claims to hold is unpacked, or
     that holds a pixel that is no number in float32.
@@ -240,6 +240,7 @@ def load_npz(path: Path, shape: tuple | None = None) -> np.ndarray:
             content += part
         canvas = np.frombuffer(content, dtype).reshape(found, order="F" if fortran else "C")
     if canvas.dtype.kind == "f":
+        canvas = canvas.astype(np.result_type(canvas.dtype, np.float32), copy=False)
         with np.errstate(over="ignore"):
             sound = np.isfinite(canvas.astype(np.float32, copy=False)).all()
         if not sound:
@@ -289,8 +290,10 @@ def _read_start(path, archive, member):
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     header = shape, _, dtype = read(start)
     pixels = math.prod(shape)
-    if len(shape) != 2 or dtype.kind not in "uf" or not 0 < pixels * dtype.itemsize <= MAX_BYTES:
-        raise BadInput(f"{path}: {dtype} array of shape {shape}, expected a canvas (H, W) of up to {MAX_BYTES} bytes")
+    fits = dtype == np.uint8 or (dtype.kind == "f" and dtype.itemsize <= 8)
+    if len(shape) != 2 or not fits or not 0 < pixels * dtype.itemsize <= MAX_BYTES:
+        expected = f"a canvas (H, W) of uint8 or floats of up to {MAX_BYTES} bytes"
+        raise BadInput(f"{path}: {dtype} array of shape {shape}, expected {expected}")
     if start.tell() + pixels * dtype.itemsize != info.file_size:
         raise ValueError
     return header, bytearray(start.read())

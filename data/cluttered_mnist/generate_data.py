@@ -39,7 +39,12 @@ def parse_args(argv=None):
         help="clutter digits on a positive, negatives have one more (default: 25 (canvas / 256)^2, at least 2)",
     )
     add("--distortion-scale", type=cli.positive_float, default=1.0, help="zoom factor of every clutter digit")
-    add("--patch-size", type=cli.natural, default=0, help="px of a grid, the needle lies in one cell; 0: anywhere")
+    add(
+        "--patch-size",
+        type=cli.natural,
+        default=0,
+        help="px of a grid that divides --canvas, in one cell of which the needle lies; 0: anywhere",
+    )
     add("--center-patch", action="store_true", help="needle in the middle cell of the grid of --patch-size")
     add(
         "--distortion-location",

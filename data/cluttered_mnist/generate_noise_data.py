@@ -35,6 +35,8 @@ def main(argv=None):
     args = parse_args(argv)
     if 4 * args.canvas**2 > folder.MAX_BYTES:
         raise BadInput(f"--canvas {args.canvas}: an image would have more than {folder.MAX_BYTES} bytes")
+    if args.seed >= 2**64:
+        raise BadInput(f"--seed {args.seed}: expected less than 2^64")
     names = ["canvas", *(f"num_{split}" for split in PAIRS), "seed", "format"]
     settings = {"generator": "noise"} | {name: getattr(args, name) for name in names}
     if args.format == "npz":

@@ -285,7 +285,18 @@ def test_canvases_read_as_numpy_reads_them(tmp_path, order, dtype):
     np.savez_compressed(tmp_path / "a.npz", canvas, None)
     found = load_npz(tmp_path / "a.npz")
     np.testing.assert_array_equal(found, canvas)
-    assert found.dtype == canvas.dtype and found.flags.writeable and canvas_shape(tmp_path / "a.npz") == (12, 7)
+    assert found.dtype == {"u1": "uint8", "f8": "float64"}.get(dtype, "float32") and found.dtype.isnative
+    assert found.flags.writeable and canvas_shape(tmp_path / "a.npz") == (12, 7)
+
+
+@pytest.mark.parametrize("dtype", ["u2", "u8", "i4", "?", "c8", np.longdouble])
+def test_canvases_of_numbers_without_a_known_range_are_refused(tmp_path, dtype):
+    np.savez_compressed(tmp_path / "a.npz", np.zeros((12, 7), dtype))
+    for read in (load_npz, canvas_shape):
+        with pytest.raises(
+            BadInput, match=r"a\.npz: \w+ array of shape .* expected a canvas \(H, W\) of uint8 or floats"
+        ):
+            read(tmp_path / "a.npz")
 
 
 @pytest.mark.parametrize("kind", ["header", "directory", "lzma"])
@@ -379,7 +390,14 @@ def test_damaged_settings_are_named(recipe_only, change, message):
 
 
 @pytest.mark.parametrize(
-    ("cells", "message"), [(("oops", "21"), "numbers needle_y,needle_x"), (("", "21"), "numbers"), (("", ""), "every")]
+    ("cells", "message"),
+    [
+        (("oops", "21"), "numbers needle_y,needle_x"),
+        (("", "21"), "numbers"),
+        (("", ""), "every"),
+        (("-5", "21"), "a needle on the canvas of 96 x 96 px"),
+        (("21", "96"), "a needle on the canvas"),
+    ],
 )
 def test_damaged_needle_positions_are_named(recipe_only, cells, message):
     lines = (recipe_only / "val.csv").read_text().splitlines()

@@ -1,5 +1,6 @@
 """The generator commands: the same flags give the same bytes, whatever happens in between."""
 
+import argparse
 import functools
 import hashlib
 import json
@@ -18,6 +19,7 @@ import pytest
 from common.errors import BadInput
 from data import SPLITS
 from data.cluttered_mnist import digits, folder, generate_data, generate_noise_data
+from data.cluttered_mnist.dataset import load_splits
 from data.cluttered_mnist.recipe import Recipe
 
 COMMANDS = Path(__file__).parents[3] / "data/cluttered_mnist"
@@ -153,6 +155,18 @@ def test_noise_that_was_lost_is_drawn_again(tmp_path, capsys):
     assert contents(tmp_path) == before
     generate_noise_data.main(flags)
     assert "nothing to do" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("seed", "fits"), [(2**64 - 1, True), (2**64, False)])
+def test_noise_of_every_seed_that_is_taken_can_be_read(tmp_path, seed, fits):
+    flags = [*NOISE, "--format", "none", "--out", str(tmp_path), "--seed", str(seed)]
+    if not fits:
+        with pytest.raises(BadInput, match="--seed 18446744073709551616: expected less than"):
+            generate_noise_data.main(flags)
+        return
+    generate_noise_data.main(flags)
+    splits = load_splits(argparse.Namespace(data_path=tmp_path, source="auto", data_scaling=1))
+    assert len(splits["train"]) == 4
 
 
 def test_folder_of_other_settings_is_refused_by_flag(small):
