@@ -11,14 +11,17 @@ hit             1 where the cell holds a pixel of the object, else 0; empty wher
 """
 
 import itertools
+import os
 from pathlib import Path
 
 import numpy as np
 
 from common import metrics
-from common.files import make_subfolder, write_csv, write_json
+from common.errors import BadInput
+from common.files import make_subfolder, open_input, write_csv, write_json
 
 COLUMNS = ("img", "img_path", "label", "o2i", "score", "peak_y", "peak_x", "cell", "confidence", "hit")
+START = b"img,img_path,label"  # of a table of any version
 EDGES = (1.0, 0.5, 0.1, 0.01, 0.001, 0.0001, 0.0)
 RANGES = tuple(  # of O2I, each with its upper edge and not its lower: name, low, high
     (f"({100 * low:g}-{100 * high:g}] %" if low else f"<= {100 * high:g} %", low, high)
@@ -64,13 +67,24 @@ def write(logdir: Path, split: str, rows: list[dict], threshold: float | None = 
 
     Args:
         threshold: the score above which an image counts as positive, chosen on validation, where a method has one.
+    BadInput: another table lies there.
     """
     folder, scores = make_subfolder(logdir, "scores"), summarise(rows)
+    _refuse_other_table(folder / f"{split}.csv")
     if threshold is not None:
         scores["threshold"] = threshold
     write_csv(folder / f"{split}.csv", [{name: row[name] for name in COLUMNS} for row in rows], COLUMNS)
     write_json(folder / f"{split}.json", scores)
     return scores
+
+
+def _refuse_other_table(path):
+    """BadInput unless the file is absent or begins as a table of scores."""
+    if os.path.lexists(path):
+        with open_input(path) as file:
+            start = file.read(len(START))
+        if start != START:
+            raise BadInput(f"{path}: not a table of scores; move it elsewhere")
 
 
 def summarise(rows: list[dict]) -> dict:
@@ -83,16 +97,16 @@ def summarise(rows: list[dict]) -> dict:
     positives = [row for row in rows if row["label"] == 1]
     measured = [row for row in positives if row["o2i"] is not None]
     ranges = [
-        {"o2i": name, **_scores([row for row in measured if low < row["o2i"] <= high], negatives)}
+        {"o2i": name, **_scores([row for row in measured if low < row["o2i"] <= high], negatives, LEAST)}
         for name, low, high in RANGES
     ]
-    return {"images": len(rows), **_scores(positives, negatives), "ranges": ranges}
+    return {"images": len(rows), **_scores(positives, negatives, least=1), "ranges": ranges}
 
 
-def _scores(positives, negatives):
-    """Scores of a set of positives against the negatives."""
+def _scores(positives, negatives, least):
+    """Scores of a set of positives against the negatives, None with fewer than the least positives."""
     found = {"positives": len(positives), "auc": None, "ap": None, "localization_ap": None}
-    if len(positives) < LEAST or not negatives:
+    if len(positives) < least or not negatives:
         return found
     rows = positives + negatives
     scores = metrics.classification([row["label"] for row in rows], np.array([row["score"] for row in rows]))

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from common import scores
+from common.errors import BadInput
 
 
 def row(label, score, o2i=None, hit=0, confidence=1.0):
@@ -18,9 +19,18 @@ def test_a_range_holds_its_upper_edge_and_stands_against_all_negatives():
     assert by_size["(1-10] %"]["auc"] == 0.0  # of 0.1, all below the negatives
 
 
-def test_few_positives_and_unknown_objects_have_no_scores():
+def test_another_table_of_the_name_is_refused_and_stays(tmp_path):
+    scores.write(tmp_path, "val", [])
+    scores.write(tmp_path, "val", [])  # its own is replaced
+    (tmp_path / "scores" / "val.csv").write_text("img,thesis\n")
+    with pytest.raises(BadInput, match=r"val\.csv: not a table of scores; move it elsewhere"):
+        scores.write(tmp_path, "val", [])
+    assert (tmp_path / "scores" / "val.csv").read_text() == "img,thesis\n"
+
+
+def test_ranges_of_few_positives_and_unknown_objects_have_no_scores():
     found = scores.summarise([row(1, 1.0, 0.3) for _ in range(4)] + [row(0, 0.0)])
-    assert found["auc"] is found["ranges"][1]["auc"] is None
+    assert (found["auc"], found["ranges"][1]["auc"]) == (1.0, None)
     found = scores.summarise([row(1, 1.0, hit=None) for _ in range(5)] + [row(0, 0.0, hit=None)])
     assert (found["auc"], found["localization_ap"]) == (1.0, None)
     assert all(each["positives"] == 0 for each in found["ranges"])
