@@ -23,6 +23,7 @@ from models.saliency import saliency_maps
 DATA = {"mnist": mnist, "camelyon": camelyon}
 COLUMNS = ("img", "img_path", "label", "pred", "prob", "peak_y", "peak_x", "confidence", "hit")  # of pred.csv
 NUMBERS = ("label", "pred", "prob", "score", "peak_y", "peak_x", "cell", "confidence")  # of every row
+SUMMARY = "localization.json"
 OWN = re.compile(  # names of what is written
     r"(sal|pred)_\d+\.npy|overlay_\d+\.png|contact_sheet\.png|pred\.csv|localization\.json"
     r"|run\.json|rows\.jsonl|\.[\w.]+\.part"
@@ -30,7 +31,8 @@ OWN = re.compile(  # names of what is written
 
 
 def parse_args(argv=None):
-    parser = cli.ArgumentParser(description=f"{__doc__} Network and --data_scaling are the run's; no flag is needed.")
+    known = "The network, --data_scaling and --splits are the run's; their flags may be left out."
+    parser = cli.ArgumentParser(description=f"{__doc__} {known}")
     runfolder.add_logdir_flag(parser)
     parser.add_argument("--datatype", choices=DATA, required=True, help="what the network was trained on")
     parser.add_argument("--split", choices=["train", "val", "test"], default="val", help="images to explain")
@@ -58,8 +60,8 @@ def main(argv=None):
         explain(model, data, maps, device, args, scale)
         draw_pictures(data, maps, args.overlays)
         report(maps, data, args.split)
-        maps.publish()
         scores.write(args.logdir, args.split, maps.rows, threshold=0.0)  # of logit 1 minus logit 0
+        maps.publish()
     print(f"scores of {args.split} by object size in {args.logdir / 'scores'}")
     print(f"maps, overlays, pred.csv and contact_sheet.png in {maps.target}")
 
@@ -83,7 +85,7 @@ def load_model(args) -> tuple[NeedleClassifier, float]:
 
 
 def take_data_flags(args, trained_with: dict, path: Path) -> None:
-    """Fill in the run's --data_scaling and --seed; BadInput when --data_scaling is given and another."""
+    """Fill in the run's --data_scaling, --seed and --splits; BadInput when --data_scaling is given and another."""
     scaling, seed = trained_with.get("data_scaling"), trained_with.get("seed")
     scaling = float(scaling) if isinstance(scaling, (int, float)) else 1.0  # else absent or a placeholder
     if args.data_scaling not in (None, scaling):
@@ -91,6 +93,9 @@ def take_data_flags(args, trained_with: dict, path: Path) -> None:
     args.data_scaling = scaling
     if args.seed is None:
         args.seed = seed if isinstance(seed, int) else 42
+    if args.splits is None and trained_with.get("splits"):
+        args.splits = Path(trained_with["splits"])
+        camelyon.check_same_splits(args.splits, trained_with.get("splits_sha256"))
 
 
 class MapFolder:
@@ -103,7 +108,7 @@ class MapFolder:
     def __init__(self, logdir: Path, split: str, settings: dict, batch_size: int):
         name = "saliency" if split == "val" else f"saliency_{split}"
         self.target, self.part = make_subfolder(logdir, name), make_subfolder(logdir, f"{name}.part")
-        _refuse_other_split(self.target, split)
+        _refuse_others(self.target, split)
         self.table = GrowingTable(self.part, settings, OWN, ("img_path", *NUMBERS, "hit", "o2i"))
         whole = list(itertools.takewhile(self._is_whole, self.rows))
         self.table.keep(len(whole) // batch_size * batch_size)
@@ -133,10 +138,10 @@ class MapFolder:
         """Move all but the book-keeping to the target, in place of what an earlier run left there."""
         os.sync()
         write_csv(self.part / "pred.csv", [{name: row[name] for name in COLUMNS} for row in self.rows], COLUMNS)
-        for path in self.target.iterdir():
-            if OWN.fullmatch(path.name) and path.is_file() and not path.is_symlink():
+        for path in _of_maps(self.target):
+            if path.name != SUMMARY:
                 path.unlink()
-        for path in sorted(self.part.iterdir()):
+        for path in sorted(self.part.iterdir(), key=lambda path: path.name != SUMMARY):  # it says whose the others are
             if path.name not in (BOOK, ROWS):
                 check_target(self.target / path.name)
                 path.replace(self.target / path.name)
@@ -145,12 +150,20 @@ class MapFolder:
         self.part.rmdir()
 
 
-def _refuse_other_split(folder, split):
-    """BadInput when the folder holds another split's maps, as earlier versions left them all in one place."""
-    path = folder / "localization.json"
-    found = read_json(path).get("split", split) if path.exists() else split
-    if found != split:
-        raise BadInput(f"{folder}: holds maps of the {found} split; rename it to saliency_{found}")
+def _of_maps(folder):
+    """The files with names of those that are written, sorted."""
+    plain = [path for path in sorted(folder.iterdir()) if path.is_file() and not path.is_symlink()]
+    return [path for path in plain if OWN.fullmatch(path.name)]
+
+
+def _refuse_others(folder, split):
+    """BadInput when the folder's maps are somebody else's, or another split's, as earlier versions left them."""
+    path, found = folder / SUMMARY, _of_maps(folder)
+    if found and path not in found:
+        raise BadInput(f"{found[0]}: not of this command, which writes {SUMMARY} beside it; move it elsewhere")
+    split_there = read_json(path).get("split", split) if found else split
+    if split_there != split:
+        raise BadInput(f"{folder}: holds maps of the {split_there} split; rename it to saliency_{split_there}")
 
 
 def settings_of_maps(args, data) -> dict:
@@ -239,7 +252,7 @@ def report(maps: MapFolder, data, split: str) -> None:
         )
     else:
         print("localisation left out: the data set does not say where the objects are")
-    write_json(maps.part / "localization.json", found)
+    write_json(maps.part / SUMMARY, found)
 
 
 if __name__ == "__main__":

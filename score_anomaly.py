@@ -19,6 +19,7 @@ from common.errors import BadInput
 from common.files import make_subfolder, sha256_of, write_npy
 from common.table import GrowingTable
 from data import SPLITS, datatypes, loaders
+from data.camelyon import dataset as camelyon
 
 OWN = re.compile(r"map_\d+\.npy|overlay_\d+\.png|contact_sheet\.png")
 
@@ -68,7 +69,7 @@ def main(argv=None):
     own_splits = args.splits
     datatypes.take_flags_of_run(args, saved["args"])
     if own_splits is None:
-        runs.check_same_splits(args.splits, config)
+        camelyon.check_same_splits(args.splits, config.get("splits_sha256"))
     args.seed = saved["args"].get("seed") if args.seed is None else args.seed
     args.name = args.name or ("images" if args.images else args.split)
     if args.tile not in (None, config["tile"]):

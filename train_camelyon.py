@@ -23,6 +23,7 @@ def main(argv=None):
     args = parse_args(argv)
     device = processes.select(args.device, args.precision, args.deterministic)
     splits = dataset.load_splits(args)
+    dataset.note_splits(args)
     loaders.verify(args, args.pos_path, args.neg_path)
     processes.seed_everything(args.seed)  # before the weights are drawn
     model = needle.build_model(needle.ModelConfig.from_args(args, in_channels=3))

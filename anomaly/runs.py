@@ -68,13 +68,6 @@ def arguments(saved: dict) -> argparse.Namespace:
     return argparse.Namespace(**saved["args"])
 
 
-def check_same_splits(table: Path | None, config: dict) -> None:
-    """BadInput when the table of splits has changed since the training, whose images would be scored as others."""
-    trained_with = config.get("splits_sha256")
-    if table and trained_with and sha256_of(table) != trained_with:
-        raise BadInput(f"{table}: has changed since the detector was trained with it; --splits names a table")
-
-
 def check_same_network(found: dict, config: dict, path: Path) -> None:
     """BadInput when a frozen network, as its describe() says, is not the one that the detector was trained with."""
     for name, value in found.items():

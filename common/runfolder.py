@@ -29,7 +29,7 @@ from common import checkpoint, cli, lock, processes, signals
 from common.claim import differences
 from common.errors import BadInput, WorkFailed
 from common.events import EventFile
-from common.files import check_target, write_csv, write_json
+from common.files import check_target, read_json, write_csv, write_json
 
 STEPS_PER_READ = 50  # steps between transfers of their sums from the device
 NOTHING, DUE = -1, 0  # wishes between two steps; above is the number of a signal
@@ -418,10 +418,13 @@ def _is_finite(value):
 
 
 def _refuse_results(logdir: Path):
-    """BadInput when the folder holds a run that cannot be continued, for example the first release's."""
+    """BadInput when the folder holds a run that cannot be continued, such as the first release's, or another config."""
     for name in (checkpoint.BEST, "stats.csv"):
         if (logdir / name).exists():
             raise BadInput(f"--logdir {logdir}: holds {name} of a run without checkpoint.pth; choose another folder")
+    config = logdir / "config.json"
+    if config.exists() and not {"command", "arguments"} <= read_json(config).keys():
+        raise BadInput(f"{config}: not of a run; choose another --logdir")
 
 
 def _refuse_difference(logdir, saved, wanted):

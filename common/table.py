@@ -24,16 +24,19 @@ class GrowingTable:
 
     def __init__(self, folder: Path, identity: dict, own: re.Pattern, columns: tuple[str, ...]):
         self.folder = make_folder(folder)
-        others = [path for path in sorted(self.folder.iterdir()) if not self._is_ours(path, own)]
+        book, there = self.folder / BOOK, sorted(self.folder.iterdir())
+        others = [path for path in there if not self._is_ours(path, own)]
+        if not others and not book.exists():  # then nothing was begun, or a kill left an empty table
+            others = [path for path in there if path.name != ROWS and not path.name.endswith(".part")]
         if others:
             raise BadInput(f"{others[0]}: not of this command; move it elsewhere")
-        known = (self.folder / BOOK).exists() and read_json(self.folder / BOOK) == json.loads(json.dumps(identity))
+        known = book.exists() and read_json(book) == json.loads(json.dumps(identity))
         self.rows = self._read(columns) if known else []
         if not known:
-            for path in self.folder.iterdir():
+            for path in sorted(there, key=lambda path: path == book):  # it says whose the others are
                 path.unlink()
         self.keep(len(self.rows))
-        write_json(self.folder / BOOK, identity)
+        write_json(book, identity)
 
     @staticmethod
     def _is_ours(path, own):

@@ -202,7 +202,7 @@ def test_a_table_of_splits_that_has_changed_is_refused(tmp_path, capsys):
     other = {"train": "test", "test": "train", "val": "val"}
     table.replace({"split": other})[["file", "label", "split"]].to_csv(splits, index=False)
     where = ["--logdir", tmp_path / "run", *SCORE, "--pos_path", written.pos]
-    assert "splits.csv: has changed since the detector was trained" in refused(score_anomaly.main, capsys, *where)
+    assert "splits.csv: has changed since the run was trained" in refused(score_anomaly.main, capsys, *where)
     assert "splits_sha256" in refused(train_anomaly.main, capsys, *KNN, *flags)
 
 

@@ -1,5 +1,6 @@
 import json
 import shutil
+from pathlib import Path
 
 import imageio.v3 as imageio
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 import torch
 
 import predict_saliency
+import train_camelyon
 import train_mnist
 from common.errors import BadInput
 from common.scores import COLUMNS
@@ -16,6 +18,7 @@ from models.needle import ModelConfig, build_model
 from models.saliency import saliency_maps
 from predict_saliency import describe_image
 from tests.common.test_checkpoint import old_checkpoint
+from tests.retrieval import crops
 
 
 @pytest.fixture(scope="module")
@@ -143,6 +146,55 @@ def test_maps_of_another_split_and_strangers_files_are_not_taken_away(trained, t
     (logdir / "saliency.part" / "thesis.txt").write_text("mine")
     with pytest.raises(BadInput, match=r"saliency\.part/thesis\.txt: not of this command"):
         explain((trained[0], logdir))
+    shutil.rmtree(logdir / "saliency.part")
+    for folder in ("saliency.part", "saliency"):  # where no book-keeping says that maps of these names are ours
+        (logdir / folder).mkdir(exist_ok=True)
+        (logdir / folder / "sal_9999.npy").write_text("mine")
+        with pytest.raises(BadInput, match=r"sal_9999\.npy: not of this command"):
+            explain((trained[0], logdir))
+        assert (logdir / folder / "sal_9999.npy").read_text() == "mine"
+        (logdir / folder / "sal_9999.npy").unlink()
+
+
+@pytest.mark.parametrize("moved", [0, 1, 9])
+def test_maps_that_a_kill_has_published_in_part_are_replaced(trained, tmp_path, monkeypatch, moved):
+    logdir = shutil.copytree(trained[1], tmp_path / "run")
+    whole = {path.name: path.read_bytes() for path in explain((trained[0], logdir))[1].iterdir()}
+    moves, replace = [], Path.replace
+
+    def move(path, target):
+        if target.parent.name == "saliency":
+            moves.append(target)
+            if len(moves) > moved:
+                raise KeyboardInterrupt
+        return replace(path, target)
+
+    monkeypatch.setattr(Path, "replace", move)
+    with pytest.raises(KeyboardInterrupt):
+        explain((trained[0], logdir), "--overlays", 3)
+    monkeypatch.undo()
+    found = {path.name: path.read_bytes() for path in explain((trained[0], logdir))[1].iterdir()}
+    assert found == whole
+
+
+def test_a_runs_table_of_splits_is_used_and_a_changed_one_refused(tmp_path):
+    """Else crops that the network was trained on were explained as validation crops."""
+    written = crops.write(tmp_path)
+    tables = [pd.read_csv(folder / "crops.csv").assign(label=c) for c, folder in enumerate((written.neg, written.pos))]
+    table = pd.concat(tables).assign(split=lambda rows: np.resize(["train", "test", "val"], len(rows)))
+    splits, data = tmp_path / "splits.csv", ["--pos_path", written.pos, "--neg_path", written.neg, "--workers", 0]
+    table[["file", "label", "split"]].to_csv(splits, index=False)
+    where = [*data, "--logdir", tmp_path / "run", "--device", "cpu"]
+    train_camelyon.main([*map(str, where), "--splits", str(splits), "--width", "-4", "-e", "1", "-b", "4"])
+    explain_crops = [*map(str, where), "--datatype", "camelyon"]
+    predict_saliency.main(explain_crops)
+    found = pd.read_csv(tmp_path / "run" / "saliency" / "pred.csv")
+    assert {Path(name).name for name in found.img_path} <= {
+        Path(name).name for name in table.file[table.split == "val"]
+    }
+    table.replace({"split": {"train": "val", "val": "train"}})[["file", "label", "split"]].to_csv(splits, index=False)
+    with pytest.raises(BadInput, match=r"splits\.csv: has changed since the run was trained with it"):
+        predict_saliency.main(explain_crops)
 
 
 def test_an_image_on_which_numbers_overflow_is_named(trained, monkeypatch):

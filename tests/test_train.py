@@ -163,6 +163,11 @@ def test_results_without_a_checkpoint_to_continue_from_are_not_overwritten(tmp_p
     with pytest.raises(BadInput, match=r"holds best_checkpoint\.pth of a run without checkpoint\.pth; choose another"):
         fit(tmp_path)
     assert (tmp_path / "best_checkpoint.pth").read_bytes() == b"the first release's"
+    (tmp_path / "best_checkpoint.pth").unlink()
+    (tmp_path / "config.json").write_text('{"mine": 1}')
+    with pytest.raises(BadInput, match=r"config\.json: not of a run; choose another --logdir"):
+        fit(tmp_path)
+    assert (tmp_path / "config.json").read_text() == '{"mine": 1}'
 
 
 def test_a_run_that_ends_between_its_files_continues(tmp_path, monkeypatch):

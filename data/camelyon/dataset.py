@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 
 from common import cli, pictures
 from common.errors import BadInput
-from common.files import check_file, open_npy, read_table
+from common.files import check_file, open_npy, read_table, sha256_of
 from common.manifest import Manifest
 from data import fingerprints
 from data.camelyon.slides import SPLIT_FOLDERS
@@ -102,6 +102,19 @@ def list_crops(folder: Path, flag: str) -> dict[str, list[str]]:
         raise BadInput(f"--{flag} {folder}: no {'positive' if positive else 'negative'} crops in it{other}")
     parts = {split: f"{part}/" if part else "" for split, part in SPLIT_FOLDERS.items()}
     return {split: [name for name in crops if name[: name.rfind("/") + 1] == part] for split, part in parts.items()}
+
+
+def note_splits(args) -> None:
+    """Put the digest of --splits, if any, beside the flags that a checkpoint holds; what it decides is compared."""
+    if args.splits is not None:
+        args.splits_sha256 = sha256_of(args.splits)
+        args.neutral |= {"splits_sha256"}
+
+
+def check_same_splits(table: Path | None, digest: str | None) -> None:
+    """BadInput when a run's table of splits has changed since, so that its training images may be another split's."""
+    if table is not None and digest and sha256_of(table) != digest:
+        raise BadInput(f"{table}: has changed since the run was trained with it; --splits names a table")
 
 
 def read_splits(path: Path, listed: dict[str, dict[str, list[str]]]) -> dict[str, dict[str, list[str]]]:
