@@ -45,7 +45,7 @@ def add_flags(parser) -> None:
     add("--opt", choices=["rmsprop", "momentum", "adam"], default="rmsprop", help="optimiser")
     add("--lr", type=cli.positive_float, default=5e-5, help="learning rate, x0.1 after 80, 120, 160 epochs")
     add("--l2", type=cli.nonnegative_float, default=0.0, help="weight decay")
-    add("--seed", type=cli.natural, default=42, help="seed of weights, draws and dropout")
+    add("--seed", type=cli.natural, default=42, help="seed of weights, draws, dropout and choice of crops")
     cli.neutral(add("--test_all", action="store_true", help="evaluate training and test data in every epoch"))
     cli.neutral(add("--grad_variance", action="store_true", help="log histograms of each epoch's gradient variance"))
     cli.neutral(

@@ -54,7 +54,13 @@ def parse_args(argv=None):
     add = group.add_argument
     add("--loss", choices=triplet.LOSSES, default="hardest", help="hardest negative of the batch, or a random one")
     add("--bs", "--batch_size", "-b", dest="batch_size", type=cli.positive, default=64, help="pairs per batch")
-    add("--lr", "--learning_rate", dest="lr", type=cli.positive_float, help="default: 1e-3; 1e-4 with all layers")
+    add(
+        "--lr",
+        "--learning_rate",
+        dest="lr",
+        type=cli.positive_float,
+        help="default: 1e-3; 1e-4 for all layers or the autoencoder",
+    )
     cli.neutral(add("--epochs", "-e", type=cli.positive, default=75, help="epochs of pairs, as in Koker 2020"))
     add("--reconstruction_epochs", type=cli.natural, default=15, help="of the autoencoder, before those of pairs")
     add("--seed", type=cli.natural, default=42, help="seed of weights, order and manipulations")
