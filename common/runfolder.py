@@ -418,7 +418,7 @@ def _is_finite(value):
 
 
 def _refuse_results(logdir: Path):
-    """BadInput when the folder holds a run that cannot be continued, such as the first release's, or another config."""
+    """BadInput when the folder holds what is not replaced: a run without checkpoint.pth, a config.json of no run."""
     for name in (checkpoint.BEST, "stats.csv"):
         if (logdir / name).exists():
             raise BadInput(f"--logdir {logdir}: holds {name} of a run without checkpoint.pth; choose another folder")

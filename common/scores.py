@@ -27,7 +27,7 @@ RANGES = tuple(  # of O2I, each with its upper edge and not its lower: name, low
     (f"({100 * low:g}-{100 * high:g}] %" if low else f"<= {100 * high:g} %", low, high)
     for high, low in itertools.pairwise(EDGES)
 )
-LEAST = 5  # positives below which a range has no scores
+LEAST = 5  # positives below which there are no scores
 
 
 def detection(values: np.ndarray, mask: np.ndarray | None, label: int, known: bool) -> dict:
@@ -90,23 +90,23 @@ def _refuse_other_table(path):
 def summarise(rows: list[dict]) -> dict:
     """AUC, AP and localisation AP of all rows and by range of O2I.
 
-    A range's positives stand against all negatives. A range of fewer than LEAST positives has none of the three, and
+    A range's positives stand against all negatives. Fewer than LEAST positives, in a range or in all, have none, and
     there is no localisation AP where objects are not known.
     """
     negatives = [row for row in rows if row["label"] == 0]
     positives = [row for row in rows if row["label"] == 1]
     measured = [row for row in positives if row["o2i"] is not None]
     ranges = [
-        {"o2i": name, **_scores([row for row in measured if low < row["o2i"] <= high], negatives, LEAST)}
+        {"o2i": name, **_scores([row for row in measured if low < row["o2i"] <= high], negatives)}
         for name, low, high in RANGES
     ]
-    return {"images": len(rows), **_scores(positives, negatives, least=1), "ranges": ranges}
+    return {"images": len(rows), **_scores(positives, negatives), "ranges": ranges}
 
 
-def _scores(positives, negatives, least):
-    """Scores of a set of positives against the negatives, None with fewer than the least positives."""
+def _scores(positives, negatives):
+    """Scores of a set of positives against the negatives."""
     found = {"positives": len(positives), "auc": None, "ap": None, "localization_ap": None}
-    if len(positives) < least or not negatives:
+    if len(positives) < LEAST or not negatives:
         return found
     rows = positives + negatives
     scores = metrics.classification([row["label"] for row in rows], np.array([row["score"] for row in rows]))

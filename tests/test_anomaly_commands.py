@@ -191,16 +191,13 @@ def test_training_on_images_of_several_sizes(tmp_path, capsys):
 def test_a_table_of_splits_that_has_changed_is_refused(tmp_path, capsys):
     """Else images that the detector was trained on were scored as test images."""
     written = crops.write(tmp_path)
-    tables = [pd.read_csv(folder / "crops.csv").assign(label=c) for c, folder in enumerate((written.neg, written.pos))]
-    table = pd.concat(tables)
-    table["split"] = np.resize(["train", "val", "test"], len(table))
-    splits = tmp_path / "splits.csv"
-    table[["file", "label", "split"]].to_csv(splits, index=False)
+    table, splits = crops.table_of_splits(written, ["train", "val", "test"]), tmp_path / "splits.csv"
+    table.to_csv(splits, index=False)
     flags = ["--neg_path", written.neg, "--splits", splits, "--logdir", tmp_path / "run"]
     train_anomaly.main([*KNN, *map(str, flags)])
     assert len(score(tmp_path / "run", "--pos_path", written.pos)) > 0
     other = {"train": "test", "test": "train", "val": "val"}
-    table.replace({"split": other})[["file", "label", "split"]].to_csv(splits, index=False)
+    table.replace({"split": other}).to_csv(splits, index=False)
     where = ["--logdir", tmp_path / "run", *SCORE, "--pos_path", written.pos]
     assert "splits.csv: has changed since the run was trained" in refused(score_anomaly.main, capsys, *where)
     assert "splits_sha256" in refused(train_anomaly.main, capsys, *KNN, *flags)

@@ -180,10 +180,9 @@ def test_maps_that_a_kill_has_published_in_part_are_replaced(trained, tmp_path, 
 def test_a_runs_table_of_splits_is_used_and_a_changed_one_refused(tmp_path):
     """Else crops that the network was trained on were explained as validation crops."""
     written = crops.write(tmp_path)
-    tables = [pd.read_csv(folder / "crops.csv").assign(label=c) for c, folder in enumerate((written.neg, written.pos))]
-    table = pd.concat(tables).assign(split=lambda rows: np.resize(["train", "test", "val"], len(rows)))
-    splits, data = tmp_path / "splits.csv", ["--pos_path", written.pos, "--neg_path", written.neg, "--workers", 0]
-    table[["file", "label", "split"]].to_csv(splits, index=False)
+    table, splits = crops.table_of_splits(written, ["train", "test", "val"]), tmp_path / "splits.csv"
+    table.to_csv(splits, index=False)
+    data = ["--pos_path", written.pos, "--neg_path", written.neg, "--workers", 0]
     where = [*data, "--logdir", tmp_path / "run", "--device", "cpu"]
     train_camelyon.main([*map(str, where), "--splits", str(splits), "--width", "-4", "-e", "1", "-b", "4"])
     explain_crops = [*map(str, where), "--datatype", "camelyon"]
@@ -192,7 +191,7 @@ def test_a_runs_table_of_splits_is_used_and_a_changed_one_refused(tmp_path):
     assert {Path(name).name for name in found.img_path} <= {
         Path(name).name for name in table.file[table.split == "val"]
     }
-    table.replace({"split": {"train": "val", "val": "train"}})[["file", "label", "split"]].to_csv(splits, index=False)
+    table.replace({"split": {"train": "val", "val": "train"}}).to_csv(splits, index=False)
     with pytest.raises(BadInput, match=r"splits\.csv: has changed since the run was trained with it"):
         predict_saliency.main(explain_crops)
 

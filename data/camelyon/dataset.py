@@ -105,7 +105,7 @@ def list_crops(folder: Path, flag: str) -> dict[str, list[str]]:
 
 
 def note_splits(args) -> None:
-    """Put the digest of --splits, if any, beside the flags that a checkpoint holds; what it decides is compared."""
+    """Put the digest of --splits, if any, among the flags that a checkpoint holds, for `check_same_splits`."""
     if args.splits is not None:
         args.splits_sha256 = sha256_of(args.splits)
         args.neutral |= {"splits_sha256"}

@@ -331,14 +331,14 @@ def mask_from_tiff(path: Path, slide: Slide) -> LesionMask:
         common = tile[: max(0, slide.shape[0] - y), : max(0, slide.shape[1] - x)]
         if not common.any():
             continue
-        lesions.append(array_runs(lesion_pixels(path, common, values), y, x))
+        lesions.append(array_runs(_lesion_pixels(path, common, values), y, x))
         n_runs += len(lesions[-1].rows)
         if 2 * n_runs > MAX_CROSSINGS:
             raise BadInput(f"{path}: has more than {MAX_CROSSINGS // 2:,} runs of lesion pixels, which no lesions need")
     return LesionMask(slide.shape, _union(lesions))
 
 
-def lesion_pixels(path: Path, part: np.ndarray, values: set[int]) -> np.ndarray:
+def _lesion_pixels(path: Path, part: np.ndarray, values: set[int]) -> np.ndarray:
     """Where a part of a mask is lesion, bool of its shape: 1 of the values 0, 1, 2, and 255 of 0, 255.
 
     `values`: those of the parts before, to which its own are added. BadInput when together they are of neither kind.

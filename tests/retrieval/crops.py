@@ -36,6 +36,13 @@ def write(folder, centres=range(5), seed=0, reach=8):
     return SimpleNamespace(pos=folder / "pos", neg=folder / "neg")
 
 
+def table_of_splits(written, splits):
+    """A table file,label,split of what `write` returned, the splits in turn."""
+    tables = [pd.read_csv(folder / "crops.csv").assign(label=c) for c, folder in enumerate((written.neg, written.pos))]
+    table = pd.concat(tables)
+    return table.assign(split=np.resize(splits, len(table)))[["file", "label", "split"]]
+
+
 def save(folder, texture, slide, centre, lesion, i, y, x):
     """Write a crop, of a positive its mask too, and return its row of crops.csv."""
     split = SPLIT_OF_CENTRE[centre]
