@@ -17,7 +17,8 @@ import numpy as np
 
 from common.errors import BadInput
 
-MAX_TEXT = 2**25  # bytes of JSON or of a table: half a million images; parsed, it takes a gigabyte at most
+MAX_TEXT = 2**25  # bytes of JSON or of another text
+MAX_TABLE = 2**27  # bytes of a CSV: some two million images; parsed, they take a gigabyte
 MAX_COLUMNS = 1000
 MAX_HEADER = 10_000  # bytes of the header of a .npy file, which NumPy would read whatever its length
 KINDS = {stat.S_IFDIR: "a folder", stat.S_IFLNK: "a link", stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket"}
@@ -62,9 +63,12 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
-def read_text(path: Path) -> str:
-    """The text of somebody's JSON or table, UTF-8, which may begin with a byte-order mark. BadInput names the file."""
-    with open_input(path, MAX_TEXT) as file:
+def read_text(path: Path, most: int = MAX_TEXT) -> str:
+    """The text of somebody's JSON or table, UTF-8, which may begin with a byte-order mark. BadInput names the file.
+
+    most: bytes it may have.
+    """
+    with open_input(path, most) as file:
         try:
             return file.read().decode("utf-8-sig")
         except UnicodeDecodeError as error:
@@ -75,7 +79,7 @@ def read_table(path: Path, **options):
     """Somebody's CSV as a pandas table, read with these options of read_csv. BadInput: empty, damaged or no table."""
     import pandas as pd
 
-    text = read_text(path)
+    text = read_text(path, MAX_TABLE)
     try:
         header = next(csv.reader(io.StringIO(text.lstrip())), [])  # pandas skips blank lines, too
         if len(header) > MAX_COLUMNS:

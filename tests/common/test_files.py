@@ -114,7 +114,7 @@ def test_a_folder_within_ours_is_no_link(tmp_path):
         (b"\n\n" + b"," * 10**6, "1,000,001 columns, expected 1,000"),
         (b'"a\nb"' + b"," * 10**6, "1,000,001 columns"),
         ("a,b\n".encode("utf-16"), "not text in UTF-8"),
-        (b"a" * (files.MAX_TEXT + 1), "33,554,433 bytes, expected 33,554,432 at most"),
+        (b"a" * (files.MAX_TABLE + 1), "134,217,729 bytes, expected 134,217,728 at most"),
     ],
 )
 def test_what_is_no_table_is_said_before_it_takes_memory(tmp_path, content, said):
@@ -122,6 +122,13 @@ def test_what_is_no_table_is_said_before_it_takes_memory(tmp_path, content, said
     path.write_bytes(content)
     with pytest.raises(BadInput, match=f"t.csv: .*{re.escape(said)}"):
         files.read_table(path)
+
+
+def test_a_table_of_a_million_images_is_read_back(tmp_path):
+    name = "level3_size_512_ratio_0.001_0.01/patient_000_node_0_00000000.png"
+    rows = [{"id": name, "score": 0.123456789, "label": 1}] * 10**6
+    files.write_csv(tmp_path / "scores.csv", rows, ["id", "score", "label"])
+    assert len(files.read_table(tmp_path / "scores.csv")) == 10**6
 
 
 def test_a_table_may_begin_with_a_byte_order_mark(tmp_path):
