@@ -32,7 +32,7 @@ def means(table, view: View):
 
     Where none fits the point is hollow: an accuracy at Pawlowski 2019's setting is then the random one, as there,
     anything else the mean of all runs (epochs that did not suffice where it counts epochs). Where runs are counted, the
-    mean is their number.
+    mean is their number. sd: NaN for what is no mean of several runs.
     """
     found = []
     for (x, hue), rows in table.groupby([view.x, view.hue or "data"]):
@@ -41,11 +41,9 @@ def means(table, view: View):
         values = shown["epochs" if fitted.empty and view.metric == "epochs_to_fit" else view.metric]
         mean, sd = values.mean(), values.std(ddof=1) if len(values) > 1 else np.nan
         if fitted.empty and view.metric.endswith("_acc") and (rows["setting"] == PAPER.label).all():
-            mean = CHANCE
+            mean, sd = CHANCE, np.nan
         if view.kind == "count":
-            mean = len(fitted)
-        if view.kind == "count" or fitted.empty:
-            sd = np.nan
+            mean, sd = len(fitted), np.nan
         point = {"x": x, "hue": hue, "mean": mean, "sd": sd, "runs": len(rows), "fitted": len(fitted)}
         found.append(point | {"hollow": fitted.empty and view.kind != "count"})
     return pd.DataFrame(found)
@@ -135,7 +133,7 @@ def draw_points(axis, table, view: View) -> None:
     axis.set_xticks(range(len(xs)), [f"{x}" if isinstance(x, str) else f"{x:g}" for x in xs])
     margin = max(0.5, 1.5 - 0.5 * len(xs))  # few points are not to lie far apart
     axis.set(xlabel=LABELS[view.x], ylabel=LABELS[view.metric], xlim=(-margin, len(xs) - 1 + margin))
-    add_range(axis, view, shown)
+    add_range(axis, view, shown, table)
     hollow = view.kind != "count" and not table["fits"].all()
     if view.hue or hollow:
         add_legend(axis, palette if view.hue else {}, view.hue, hollow)
@@ -159,9 +157,8 @@ def draw_mean(axis, point: dict, at: float, width: float, colour) -> None:
         axis.annotate(f"{point['fitted']}/{point['runs']}", top, (0, 6), **text)
 
 
-def add_range(axis, view: View, shown) -> None:
+def add_range(axis, view: View, shown, table) -> None:
     """Accuracies from below chance, which is marked, to 1; whole numbers of runs; room for the legend on top."""
-    top = np.nanmax(shown["mean"] + shown["sd"].fillna(0))
     if view.metric.endswith("_acc"):
         axis.set_ylim(0.4, 1.16 if view.hue else 1.02)
         axis.set_yticks(np.arange(0.4, 1.01, 0.1))
@@ -170,6 +167,7 @@ def add_range(axis, view: View, shown) -> None:
         axis.set_ylim(0, 1.25 * shown["runs"].max())
         axis.set_yticks(range(shown["runs"].max() + 1))
     else:
+        top = np.nanmax([*table[view.metric], *(shown["mean"] + shown["sd"].fillna(0))])
         axis.set_ylim(0, 1.25 * top or 1)
 
 

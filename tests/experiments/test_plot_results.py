@@ -24,9 +24,9 @@ def test_points_are_means_over_runs_that_fit_between_their_seeds_and_hollow_wher
     assert shown.loc[("49", 33), "mean"] == pytest.approx(0.9)
     assert shown.loc[("49", 33), "sd"] == pytest.approx(0.1)
     assert shown.loc[("49", 9), ["mean", "fitted", "runs"]].tolist() == pytest.approx([0.65, 2, 3])
-    assert shown.loc[("49", 177), ["mean", "hollow"]].tolist() == [pytest.approx(0.9), True]
+    assert shown.loc[("49", 177), ["mean", "sd", "hollow"]].tolist() == [pytest.approx(0.9), pytest.approx(0.1), True]
     at_paper = drawing.means(table.assign(setting="paper"), FIGURES["figure7"].views[0]).set_index(["x", "hue"])
-    assert at_paper.loc[("49", 177), "mean"] == 0.5
+    assert at_paper.loc[("49", 177), "mean"] == 0.5 and np.isnan(at_paper.loc[("49", 177), "sd"])
     axis = panel("figure7", table)
     lines = {
         round(float(line.get_segments()[0][0][1]), 6) for line in axis.collections if hasattr(line, "get_segments")
@@ -38,6 +38,13 @@ def test_points_are_means_over_runs_that_fit_between_their_seeds_and_hollow_wher
     assert hollow == (~table["fits"]).sum()
     assert [tick.get_text() for tick in axis.get_xticklabels()] == ["49"]
     assert (axis.get_xlabel(), axis.get_ylabel()) == ("object-to-image ratio (%)", "test accuracy")
+
+
+def test_seeds_that_do_not_fit_lie_below_the_legend():
+    table = table_of("figure17", lambda p: {"localization_ap": 0.5, "fits": False}, SMALL)
+    table.loc[table["seed"] == 1, "localization_ap"] = 0.9
+    axis = panel("figure17", table)
+    assert 0.9 < 0.85 * axis.get_ylim()[1]
 
 
 def test_counts_and_epochs_of_figure_9():
