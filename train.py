@@ -1,6 +1,7 @@
 """The classifier's training loop: fit(model, loaders, args, device), evaluate(model, loader, device)."""
 
 import contextlib
+import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -181,7 +182,7 @@ def start(model: nn.Module, args, device: torch.device) -> Learner:
     variance = GradientVariance(model) if args.grad_variance else None
     network = processes.share_gradients(model, device)
     recorder = CudaGraphs(device) if records(args, device) else None
-    optimizer = make_optimizer(model, args, capturable=recorder is not None)
+    optimizer = make_optimizer(model, args, capturable=recorder is not None and not scaler.is_enabled())
     learner = Learner(model, network, optimizer, scaler, variance, device, args.precision, compiler)
     record(learner, recorder)
     return learner
@@ -220,6 +221,8 @@ def make_optimizer(model: nn.Module, args, capturable: bool = False) -> torch.op
 
     Args: capturable: whether a CUDA graph may record its steps, as it may SGD's anyway.
     """
+    if capturable:  # the first steps warm up
+        warnings.filterwarnings("ignore", "This instance was constructed with capturable=True")
     parameters, usual = model.parameters(), {"lr": args.lr, "weight_decay": args.l2}
     if args.opt == "momentum":
         return torch.optim.SGD(parameters, momentum=0.9, **usual)

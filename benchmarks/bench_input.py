@@ -17,7 +17,7 @@ from bench_training import Images, ours
 from torch.utils.data import BatchSampler, DataLoader
 
 import train_camelyon
-from common import cli, processes
+from common import cli, graphs, processes
 from data import loaders
 from data.camelyon.dataset import CamelyonCrops
 from data.cluttered_mnist import dataset
@@ -64,6 +64,8 @@ def canvas_row(images: Images, args) -> None:
     ]
     speeds = BATCHES * n / turn_seconds(sources, args.rounds, images.device)
     step = ours(images, args.field, args.width, "ours", []).step
+    for _ in range(graphs.WARM_UP + 1):
+        step()
     step_speed = n / np.median(measure.seconds_in_turns([step], args.rounds, images.device))
     default = speeds[2 if images.device.type == "cuda" else 1]
     print(

@@ -66,8 +66,12 @@ class Compiler:
     def give_up(self, reason: object) -> None:
         """Say why nothing more is compiled."""
         self.working, self.announced = False, True
+        self.say(f"{cli.plain_line(reason)[:300].rstrip('. ')}; going on without")
+
+    @staticmethod
+    def say(words: str) -> None:
         if processes.rank() == 0:
-            print(f"--compile: {cli.plain_line(reason)[:300].rstrip('. ')}; going on without", flush=True)
+            print(f"--compile: {words}", flush=True)
 
 
 class Compiled:
@@ -95,6 +99,8 @@ class Compiled:
         kind = (_needs_gradients(inputs), torch.is_inference_mode_enabled(), *map(_kind, inputs))
         if kind not in self.built and len(self.built) < MOST_KINDS:
             self.built[kind] = self._build(inputs)
+            if len(self.built) == MOST_KINDS:
+                self.compiler.say(f"{MOST_KINDS} kinds of input; others run uncompiled")
         return self.built.get(kind)
 
     def _build(self, inputs) -> Callable | None:

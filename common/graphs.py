@@ -1,5 +1,6 @@
 """Work on a GPU recorded once as a CUDA graph and replayed: the same kernels on the same memory, launched together."""
 
+import contextlib
 from collections.abc import Callable
 
 import torch
@@ -16,6 +17,7 @@ class CudaGraphs:
 
     def __init__(self, device: torch.device):
         self.device, self.stream = device, torch.cuda.Stream(device)
+        self.latest = self.failed = None  # graphs
 
     def warm_up(self, work: Callable):
         """The result of work(), on the stream that will be recorded."""
@@ -28,15 +30,27 @@ class CudaGraphs:
 
     def record(self, work: Callable) -> tuple[Callable, Tensor | None]:
         """What repeats the work, which is not done yet, and the memory that its result will lie in. RuntimeError."""
-        graph = torch.cuda.CUDAGraph()
         current = torch.cuda.current_stream(self.device)
         try:
-            # loaders pin memory in other threads meanwhile
-            with torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):
-                result = work()
+            return self._capture(work)
+        except RuntimeError as error:
+            self._forget_failure()
+            raise RuntimeError(error.__context__ or error) from error  # the first reason; a second says it was there
         finally:
             torch.cuda.set_stream(current)  # which PyTorch leaves undone where recording fails
+
+    def _capture(self, work):
+        self.latest = graph = torch.cuda.CUDAGraph()
+        # loaders pin memory in other threads meanwhile
+        with torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):
+            result = work()
         return graph.replay, result
+
+    def _forget_failure(self):
+        """Record a trifle: else the generator draws no more, which PyTorch, to 2.11, leaves as in a recording."""
+        self.failed = self.latest  # the allocator still points to it
+        with contextlib.suppress(RuntimeError):
+            self._capture(lambda: torch.zeros(1, device=self.device))
 
 
 class Recorded:

@@ -87,27 +87,28 @@ def _set_deterministic(on):
 
 
 def _set_tf32(on):
-    """PyTorch computes convolutions in TF32 on a GPU unless told otherwise; 2.9 renamed the switch."""
-    if hasattr(torch.backends.cuda.matmul, "fp32_precision"):
-        torch.backends.cuda.matmul.fp32_precision = "tf32" if on else "ieee"
-        torch.backends.cudnn.conv.fp32_precision = "tf32" if on else "ieee"
-    else:
-        torch.backends.cuda.matmul.allow_tf32 = on
-        torch.backends.cudnn.allow_tf32 = on
+    """PyTorch computes convolutions in TF32 on a GPU unless told otherwise.
+
+    By the switches of old, which set those of 2.9 too: its compiler reads the old ones, an error after the new alone.
+    """
+    torch.backends.cuda.matmul.allow_tf32 = on
+    torch.backends.cudnn.allow_tf32 = on
 
 
 def uses_tf32() -> bool:
     """Whether a GPU computes in TF32, as select() has switched it."""
-    matmul = torch.backends.cuda.matmul
-    return matmul.fp32_precision == "tf32" if hasattr(matmul, "fp32_precision") else matmul.allow_tf32
+    return torch.backends.cuda.matmul.allow_tf32
 
 
 def autocast(device: torch.device, precision: str):
-    """Context of a forward pass: autocast for fp16 and bf16, on a CPU an emulation for tf32, else nothing."""
+    """Context of forward passes: autocast for fp16 and bf16, on a CPU an emulation for tf32, else nothing.
+
+    Autocast keeps no rounded weights, which optimisers change meanwhile.
+    """
     if precision == "tf32" and device.type == "cpu":
         return tf32.Emulation()
     dtype = PRECISIONS[precision]
-    return torch.autocast(device.type, dtype=dtype) if dtype else contextlib.nullcontext()
+    return torch.autocast(device.type, dtype, cache_enabled=False) if dtype else contextlib.nullcontext()
 
 
 def seed_everything(seed: int, epoch: int = 0, *position: int) -> None:

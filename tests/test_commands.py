@@ -137,6 +137,7 @@ def test_readme_command(line, workplace, monkeypatch):
         starter = [sys.executable, "-m", "torch.distributed.run", *words[1:]]
         script = next(i for i, word in enumerate(starter) if word.endswith(".py"))
         starter[script] = str(ROOT / starter[script])
+        starter += ["--device", "cpu"]  # two processes do not share a GPU
         assert subprocess.run(starter, timeout=300).returncode == 0
     else:
         assert run_here(words[1:]) == 0
@@ -284,6 +285,7 @@ def test_a_command_of_one_process_is_refused_to_torchrun(command, monkeypatch, c
 def test_sigterm_to_all_processes_of_a_training_run_is_one_line(nmnist, tmp_path, delay):
     """As SLURM sends it: to the loader processes too."""
     command = ["train_mnist.py", "--data_path", nmnist, "--logdir", tmp_path, "--width", "-2", "--workers", "2"]
+    command += ["--device", "cpu"]
     pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
     process = subprocess.Popen([sys.executable, *command], cwd=ROOT, start_new_session=True, **pipes)
     while not (tmp_path / "config.json").exists():

@@ -49,12 +49,13 @@ def test_what_cannot_be_built_runs_as_written_after_one_line(capsys):
     assert out.startswith("--compile: ") and "no compiler of any kind" in out and out.count("\n") == 1
 
 
-def test_more_kinds_than_are_built_run_as_written(monkeypatch):
+def test_more_kinds_than_are_built_run_as_written(monkeypatch, capsys):
     monkeypatch.setattr(compilation, "MOST_KINDS", 2)
     compiler = Compiler("eager")
     function = compiler(square)
     assert all(torch.equal(function(torch.ones(n)), torch.ones(n)) for n in range(1, 6))
     assert compiler.kinds == 2 and compiler.working
+    assert capsys.readouterr().out == "--compile: 2 kinds of input; others run uncompiled\n"
 
 
 def test_training_with_a_broken_compiler_is_training_without(tmp_path, monkeypatch, capsys):

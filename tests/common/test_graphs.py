@@ -1,5 +1,7 @@
 """Recorded work does what it does unrecorded. A tape stands in for the GPU, which refuses what a recording refuses."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -86,6 +88,39 @@ def test_draws_follow_the_seed_at_replay():
         assert torch.equal(found, work(x))
 
 
+class Capture:
+    """torch.cuda.graph as it fails: by an error of its own, and the generator is left as in a recording."""
+
+    stuck = False
+
+    def __init__(self, graph, **options):
+        Capture.stuck = True
+
+    def __enter__(self):
+        pass
+
+    def __exit__(self, kind, *_):
+        if kind:
+            raise RuntimeError("operation failed due to a previous error during capture")
+        Capture.stuck = False
+
+
+@pytest.mark.parametrize("error", [RuntimeError, ValueError])
+def test_a_recording_that_failed_is_over_and_its_first_reason_is_given(error, monkeypatch):
+    streams = []
+    stand_ins = {"Stream": torch.device, "CUDAGraph": lambda: SimpleNamespace(replay=None), "graph": Capture}
+    stand_ins |= {"current_stream": lambda device: "main", "set_stream": streams.append}
+    for name, stand_in in stand_ins.items():
+        monkeypatch.setattr(torch.cuda, name, stand_in)
+
+    def work():
+        raise error("not in a recording")
+
+    with pytest.raises(RuntimeError, match="^not in a recording$"):
+        CudaGraphs(torch.device("cpu")).record(work)
+    assert not Capture.stuck and streams == ["main"]
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_a_gpu_records_and_replays_with_the_draws_of_the_seed():
     device = torch.device("cuda", torch.cuda.current_device())
@@ -110,4 +145,6 @@ def test_a_gpu_that_refuses_goes_on_without(capsys):
     device = torch.device("cuda", torch.cuda.current_device())
     recorded = Recorded(lambda x: x * x.sum().item(), CudaGraphs(device))
     assert all(recorded(torch.full((1,), 3.0, device=device)) == 9 for _ in range(6))
-    assert "--cuda_graph: not recorded" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "--cuda_graph: not recorded" in said and "previous error" not in said
+    assert torch.rand(100, device=device).std() > 0  # the generator still draws

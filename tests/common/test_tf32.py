@@ -47,6 +47,26 @@ def test_products_and_their_gradients_are_those_of_rounded_factors(product, left
     assert not torch.allclose(out, product(left, right), rtol=1e-5)
 
 
+def test_the_switch_of_a_gpu_is_read_as_it_was_set():
+    """With PyTorch's compiler, which reads the older names, as with convolutions."""
+    for precision in ("tf32", "float32"):
+        processes.select("cpu", precision)
+        found = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+        assert found == (precision == "tf32",) * 2 and processes.uses_tf32() == found[0]
+        if hasattr(torch.backends.cuda.matmul, "fp32_precision"):  # from PyTorch 2.9 on
+            assert (torch.backends.cudnn.conv.fp32_precision == "tf32") == found[0]
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_a_weight_that_changes_within_the_context_is_seen(precision):
+    layer, x = torch.nn.Linear(4, 4, bias=False), random(2, 4)
+    with processes.autocast(CPU, precision):
+        before = layer(x)
+        with torch.no_grad():
+            layer.weight.mul_(2)
+        torch.testing.assert_close(layer(x), 2 * before)
+
+
 def test_only_tf32_is_emulated_and_only_on_a_cpu():
     x, w = random(4, 64), random(8, 64)
     with processes.autocast(CPU, "tf32"):

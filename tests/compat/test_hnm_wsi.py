@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from PIL import Image
 
 from mil import finetune, hnm_layout
@@ -109,6 +110,7 @@ def test_defaults_are_hnm_wsis(slides, tmp_path, monkeypatch):
 
 def test_the_command_in_users_notes(slides, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("COMET_API_KEY", "")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     words = NOTE.replace(" W\n", f" {tmp_path / 'w.pth'}\n").replace(" DIR", f" {tmp_path}").split()
     words = [str(slides) if word == "R" else str(slides / "labels") if word == "L" else word for word in words]
     args, flags, argv = translated(words, slides, tmp_path, monkeypatch)
