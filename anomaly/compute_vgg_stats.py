@@ -35,6 +35,8 @@ def main(argv=None):
     data = Transformed(photos.load_unlabelled(args.images), Transform(resize=args.resize))
     weights = pretrained.fetch(args.embedder, args.embedder_weights, "--vgg_weights", args.weights_input)
     network = vgg.VGG(args.embedder, tuple(reached(args.embedder, weights)), weights).to(device)
+    if args.resize < network.smallest:
+        raise BadInput(f"--resize {args.resize}: {args.embedder} takes {network.smallest} px or more")
     images = (data[i][0][None].to(device) for i in range(len(data)))
     moments = perceptual.measure(network, cli.progress(images, len(data), "measuring", "picture"))
     perceptual.write_statistics(args.out, moments, args.embedder, weights.sha256)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from anomaly.runs import arguments, check_same_network, open_run
-from common import checkpoint, cli
+from common import checkpoint, cli, processes
 from common.errors import BadInput
 from models import embedders, inception
 
@@ -49,7 +49,7 @@ class Forest(nn.Module):
         """Fit to features (N, D) float32 with scikit-learn."""
         from sklearn.ensemble import IsolationForest
 
-        fitted = IsolationForest(n_estimators=TREES, max_samples=min(SAMPLES, len(features)), random_state=seed)
+        fitted = IsolationForest(n_estimators=TREES, max_samples=min(SAMPLES, len(features)), random_state=seed % 2**32)
         fitted.fit(features)
         for number, (tree, columns) in enumerate(zip(fitted.estimators_, fitted.estimators_features_, strict=True)):
             self._take(number, tree.tree_, torch.from_numpy(columns))
@@ -108,8 +108,7 @@ def fit(normals, val, args, device: torch.device) -> None:
     if n < 2:
         raise BadInput("deep_if needs two training tiles or more, found 1")
     detector = Detector(args).to(device)
-    if args.tile < detector.embedder.smallest:
-        raise BadInput(f"--tile {args.tile}: {args.embedder} takes {detector.embedder.smallest} px or more")
+    detector.embedder.check_tile(args.tile)
     seen = nn.Module()  # the tiles' features until the trees are grown
     seen.register_buffer("features", torch.zeros(n, detector.embedder.dim))
     state = {"forest": detector.forest, "seen": seen}
@@ -128,7 +127,7 @@ def fit(normals, val, args, device: torch.device) -> None:
         for _ in run.epochs(1):
             for tiles, _, _ in run.steps(normals.batches(args, device, run.done, n)):
                 first = run.done * args.batch_size
-                with torch.inference_mode():
+                with torch.inference_mode(), processes.autocast(device, args.precision):
                     seen.features[first : first + len(tiles)] = detector.embedder(tiles.to(device)).cpu()
                 run.count(torch.tensor([len(tiles)], dtype=torch.float64))
             detector.forest.grow(seen.features.numpy(), args.seed)

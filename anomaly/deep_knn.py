@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from anomaly.runs import arguments, check_same_network, open_run
-from common import checkpoint, cli
+from common import checkpoint, cli, processes
 from common.errors import BadInput
 from common.nearest import k_nearest
 from models import embedders
@@ -47,6 +47,7 @@ def fit(normals, val, args, device: torch.device) -> None:
     if n < args.k:
         raise BadInput(f"--k {args.k}: there are {n} training tiles")
     detector = Detector(args, n).to(device)
+    detector.embedder.check_tile(args.tile)
     config = {"gallery": n, **detector.embedder.describe()}
     n_batches = -(-n // args.batch_size)
     with open_run(
@@ -62,7 +63,8 @@ def fit(normals, val, args, device: torch.device) -> None:
         for _ in run.epochs(1):
             for tiles, _, _ in run.steps(normals.batches(args, device, run.done, n)):
                 first = run.done * args.batch_size
-                detector.gallery.features[first : first + len(tiles)] = detector.features(tiles.to(device))
+                with processes.autocast(device, args.precision):
+                    detector.gallery.features[first : first + len(tiles)] = detector.features(tiles.to(device))
                 run.count(torch.tensor([len(tiles)], dtype=torch.float64))
             run.end_epoch(run.sums)
     print(f"{n:,} training tiles' features of {args.embedder} in {args.logdir}")

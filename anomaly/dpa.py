@@ -24,6 +24,7 @@ from models.perceptual import Perceptual, layer_text, layer_weights
 
 PIXEL_LOSSES = {"l1": torch.abs, "l2": torch.square}
 MOST_LOSS = 1e6  # above which training is given up
+FIRST_RES, STAGE_ITERS = 16, (5000,)  # defaults of growing
 COLUMNS = {
     "epoch": None,
     "stage": "stage/number",
@@ -46,8 +47,8 @@ def add_flags(parser) -> None:
     add("--dims", type=whole_numbers, default=(4,), help="channels by resolution from --tile down, or one for all")
     add("--iters", type=cli.positive, default=5000, help="optimiser steps, without --progressive")
     add("--progressive", action="store_true", help="grow from --initial_res to --tile")
-    add("--initial_res", type=cli.positive, default=16, help="px a side at which growing begins")
-    add("--stage_iters", type=whole_numbers, default=(5000,), help="steps of stable, fade, stable ..., or one for all")
+    add("--initial_res", type=cli.positive, default=FIRST_RES, help="px a side at which growing begins")
+    add("--stage_iters", type=whole_numbers, default=STAGE_ITERS, help="steps of stable, fade, stable ..., or one for all")
     add("--layers", type=layer_texts, help="a --layer for each resolution, as r32,r32,r42")
     add("--downscale", choices=["area", "bilinear"], default="area", help="to lower resolutions; bilinear aliases")
     add("--loss", choices=["perceptual", *PIXEL_LOSSES], default="perceptual", help="perceptual or of pixels")
@@ -173,8 +174,7 @@ def layers_by_resolution(args) -> dict[int, dict[str, float]]:
     names = vgg.layers(args.embedder)
     for side, weights in found.items():
         for tap in weights:
-            depth = names.index(tap) if tap in names else 0  # VGG names one that it lacks
-            if side >> sum(name.startswith("p") for name in names[: depth + 1]) == 0:
+            if tap in names and side < vgg.least_side(args.embedder, tap):  # VGG names one that it lacks
                 raise BadInput(f"--layers {tap}: lies too deep for images of {side} px")
     return found
 
@@ -234,6 +234,10 @@ def check_flags(args, val) -> None:
         raise BadInput("--patience: there are no normal validation images to judge by")
     if args.adv_weight and args.progressive and args.initial_res < 4:
         raise BadInput(f"--initial_res {args.initial_res}: the critic of --adv_weight needs 4 px or more")
+    growing_flags = {"initial_res": FIRST_RES, "stage_iters": STAGE_ITERS}
+    for name in (name for name, usual in growing_flags.items() if getattr(args, name) != usual):
+        if not args.progressive:
+            raise BadInput(f"--{name}: goes with --progressive")
     if args.l1_weight and args.loss != "perceptual":
         raise BadInput(f"--l1_weight: goes with --loss perceptual, found {args.loss}")
 
@@ -333,7 +337,9 @@ class References:
         if detector.perceptual is None or not normals.is_fixed:
             return None
         for tiles, images, _ in normals.batches(learner.args, device, 0, normals.n_images):
-            found = detector.reference(detector.seen(tiles.to(device), learner.stage.resolution, share=1))
+            x = detector.seen(tiles.to(device), learner.stage.resolution, share=1)
+            with processes.autocast(device, learner.args.precision):  # as those that are not kept
+                found = detector.reference(x)
             if not features:
                 if sum(f[0].nbytes for f in found.values()) * normals.n_images > learner.args.cache_mb * 2**20:
                     return None

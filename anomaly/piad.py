@@ -141,6 +141,8 @@ class Learner:
         self.config, critic_config = config_of(args, in_channels)
         self.layers = layer_weights(args.layer)
         self.perceptual = Perceptual.from_args(args, self.layers).to(device)
+        if args.tile < self.perceptual.vgg.smallest:
+            raise BadInput(f"--layer {args.layer}: lies too deep for images of {args.tile} px")
         self.networks = {
             "encoder": Encoder(self.config).to(device),
             "decoder": Decoder(self.config).to(device),

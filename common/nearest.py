@@ -30,12 +30,13 @@ def k_nearest(
 
 
 def _search(block, gallery, k, groups, gallery_groups, device):
-    """Distances and indices (m, k) of one block of queries, by passes over the gallery."""
+    """Distances and indices (m, k) of one block of queries, by passes over the gallery; exact under autocast, too."""
     best = torch.full((len(block), k), torch.inf, device=device)
     found = torch.full((len(block), k), -1, dtype=torch.int64, device=device)
     for first in range(0, len(gallery), 8 * BLOCK):
         part = _tensor(gallery[first : first + 8 * BLOCK], device)
-        squares = torch.addmm(part.square().sum(1), block, part.T, alpha=-2)  # less the queries' own squares
+        with torch.autocast(block.device.type, enabled=False):
+            squares = torch.addmm(part.square().sum(1), block, part.T, alpha=-2)  # less the queries' own squares
         if groups is not None:
             own = groups[:, None] == _tensor(gallery_groups[first : first + 8 * BLOCK], device)
             squares.masked_fill_(own, torch.inf)

@@ -32,9 +32,9 @@ class NormalTiles(Dataset):
         self.n_images, self.in_channels = len(self.numbers), data.in_channels
         if self.n_images == 0:
             raise BadInput("no normal image (label 0) in the split; a detector is trained on these alone")
-        sides = data[self.numbers[0]][0].shape[-2:]
-        if min(sides) < tile:
-            raise BadInput(f"--tile {tile}: {data.names[self.numbers[0]]} has {sides[0]} x {sides[1]} px, fewer")
+        first = data[self.numbers[0]][0]
+        self._check(first, self.numbers[0])
+        sides = first.shape[-2:]
         self.is_fixed = sides == (tile, tile) and not random_crop and not flip
         self.tiles_per_image = -(-sides[0] // tile) * -(-sides[1] // tile)  # that cover it
 
@@ -56,13 +56,17 @@ class NormalTiles(Dataset):
             self.data.random(self.numbers[image], rng) if self.random_crop else self.data[self.numbers[image]]
         )
         assert label == 0, f"{self.data.names[self.numbers[image]]} is not normal"
+        self._check(pixels, self.numbers[image])
         return self._cut(pixels, rng), image, version
 
+    def _check(self, image, number):
+        sides = image.shape[-2:]
+        if min(sides) < self.tile:
+            raise BadInput(f"--tile {self.tile}: {self.data.names[number]} has {sides[0]} x {sides[1]} px, fewer")
+
     def _cut(self, image, rng):
-        """A tile of the image, anywhere and perhaps mirrored. BadInput when it is smaller."""
+        """A tile of the image, anywhere and perhaps mirrored."""
         room = [side - self.tile for side in image.shape[-2:]]
-        if min(room) < 0:
-            raise BadInput(f"--tile {self.tile}: an image has {image.shape[-2]} x {image.shape[-1]} px; see --resize")
         y, x = (int(rng.integers(space + 1)) for space in room)
         tile = image[:, y : y + self.tile, x : x + self.tile]
         axes = [axis for axis in (1, 2) if self.flip and rng.integers(2)]

@@ -60,7 +60,7 @@ class Transform:
     def _cut(self, image, rng):
         room = [side - self.crop for side in image.shape[-2:]]
         if min(room) < 0:
-            raise BadInput(f"--crop {self.crop}: an image has {image.shape[-2]} x {image.shape[-1]} px")
+            raise BadInput(f"has {image.shape[-2]} x {image.shape[-1]} px, fewer than --crop {self.crop}")
         y, x = (space // 2 if rng is None else int(rng.integers(space + 1)) for space in room)
         return image[:, y : y + self.crop, x : x + self.crop]
 
@@ -90,13 +90,15 @@ class Transformed(Dataset):
         return len(self.data)
 
     def __getitem__(self, i):
-        image, label = self.data[i]
-        return self.transform.image(image), label
+        return self.random(i, None)
 
-    def random(self, i: int, rng: np.random.Generator):
-        """Item i, cropped anywhere."""
+    def random(self, i: int, rng: np.random.Generator | None):
+        """Item i, cropped anywhere, without rng in the middle."""
         image, label = self.data[i]
-        return self.transform.image(image, rng), label
+        try:
+            return self.transform.image(image, rng), label
+        except BadInput as error:
+            raise BadInput(f"{self.names[i]}: {error}") from None
 
     def object_mask(self, i: int) -> np.ndarray | None:
         mask = self.data.object_mask(i)

@@ -84,8 +84,9 @@ def build(args, pool: str = "mean", taps: tuple[str, ...] = ("r43",)) -> "Embedd
         return _encoder(source, pool)
     weights = pretrained.fetch(name, source, input=args.weights_input)
     if name.startswith("vgg"):
-        trunk = JoinedTaps(VGG(name, taps, weights))
-        return Embedder(name, trunk, trunk.channels, 16, weights.describe() | {"taps": list(taps)}, pool)
+        vgg = VGG(name, taps, weights)
+        trunk = JoinedTaps(vgg)
+        return Embedder(name, trunk, trunk.channels, max(16, vgg.smallest), weights.describe() | {"taps": list(taps)}, pool)
     if name == "inception_resnet_v2":
         trunk = InceptionResNetV2(taps, weights)
         return Embedder(name, trunk, trunk.channels, 1, weights.describe() | {"taps": list(taps)})
@@ -113,6 +114,11 @@ class Embedder(nn.Module):
     def describe(self) -> dict:
         """What config.json says of it, and what must be equal to compare vectors or go on with a run."""
         return {"embedder": self.name, "pool": self.pool, **self.facts}
+
+    def check_tile(self, side: int) -> None:
+        """BadInput when tiles of this side are too small."""
+        if side < self.smallest:
+            raise BadInput(f"--tile {side}: {self.name} takes {self.smallest} px or more")
 
     def features(self, images: Tensor) -> Tensor:
         """(B, dim, h, w). BadInput when images are too small."""

@@ -176,6 +176,9 @@ def write_statistics(path: Path, moments: dict, network: str, sha256: str | None
 def read_statistics(path: Path, perceptual: Perceptual) -> None:
     """Set a network's statistics. BadInput when the file is of other weights, lacks a layer or is damaged."""
     arrays = _read_npz(path)
+    network, embedder = arrays.get("network"), perceptual.facts["embedder"]
+    if str(network) != embedder:
+        raise BadInput(f"--vgg_stats {path}: measured with {network}, not {embedder}")
     found, wanted = arrays.get("weights_sha256"), perceptual.facts["weights_sha256"]
     if str(found) != str(wanted):
         found, wanted = ("random" if str(digest) == "None" else str(digest)[:8] for digest in (found, wanted))

@@ -19,9 +19,16 @@ def layers(network: str) -> list[str]:
     return names
 
 
+def least_side(network: str, tap: str) -> int:
+    """The least side in px of an image that the layer gives a feature for."""
+    before = layers(network)[: layers(network).index(tap) + 1]
+    return 2 ** sum(name.startswith("p") for name in before)
+
+
 class VGG(nn.Module):
     """Frozen features: images (B, 3, H, W) in [0, 1] -> {tap: (B, C, h, w)}; computes nothing beyond the last tap.
 
+    Attributes: smallest, the least side of an image in px.
     Errors: BadInput for a tap that the network lacks or that lies beyond the last layer of the weights.
     """
 
@@ -33,6 +40,7 @@ class VGG(nn.Module):
                 raise BadInput(f"layer {tap}: {network} has {names[0]} to {names[-1]}, without it")
         self.depths = {names.index(tap): tap for tap in taps}
         depth = max(self.depths) + 1
+        self.smallest = least_side(network, names[depth - 1])
         _check_depth(names[:depth], weights)
         self.features = pretrained.seeded(lambda: make_trunk(network)[:depth])
         pretrained.load(self.features, weights, "features.")

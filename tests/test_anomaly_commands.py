@@ -162,7 +162,7 @@ def refused(main, capsys, *flags):
     [
         (["--tile", 32], "--tile 32: normal/00.png has 24 x 24 px, fewer"),
         (["--k", 99], "--k 99: there are 48 training tiles"),
-        (["--crop", 30], "--crop 30: an image has 24 x 24 px"),
+        (["--crop", 30], "normal/00.png: has 24 x 24 px, fewer than --crop 30"),
         (["--iters", 5], "unrecognized arguments: --iters 5"),
         (["--photos", "gone"], "gone: no such folder"),
         (["--embedder", "vgg16", "--embedder_weights", "gone.pth"], "gone.pth: No such file"),
@@ -171,6 +171,21 @@ def refused(main, capsys, *flags):
 def test_wrong_flags_of_training(photos, tmp_path, capsys, flags, said):
     assert said in refused(train_anomaly.main, capsys, *KNN, "--photos", photos, "--logdir", tmp_path, *flags)
     assert not (tmp_path / "checkpoint.pth").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ("--method deep_knn --tile 16 --layer p5", "--tile 16: vgg16 takes 32 px or more"),
+        ("--method deep_knn --tile 8", "--tile 8: vgg16 takes 16 px or more"),
+        ("--method deep_if --tile 16 --layers r12,p5", "--tile 16: vgg16 takes 32 px or more"),
+        ("--method piad --tile 8 --layer r52 --latent_dim 4", "--layer r52: lies too deep for images of 8 px"),
+    ],
+)
+def test_a_layer_too_deep_for_a_tile_is_named_before_training(photos, tmp_path, capsys, flags, said):
+    where = ["--photos", photos, "--logdir", tmp_path / "run", "--vgg", "vgg16", "--vgg_weights", "random"]
+    assert said in refused(train_anomaly.main, capsys, *flags.split(), *where, *SCORE)
+    assert not (tmp_path / "run").exists()
 
 
 def test_training_without_data_or_without_normal_images(tmp_path, capsys):

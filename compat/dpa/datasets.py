@@ -38,7 +38,7 @@ def transform_flags(data: Section, kind: str, channels: int | None) -> tuple[int
     kwargs = data.section("transform_kwargs", {})
     flags, side = {"--equalize": kwargs.switch("equalize_hist")}, SIDE
     if kind in BY_CLASS:
-        flags["--grey"] = kwargs.switch("to_grayscale", default=channels == 1)
+        flags["--grey"] = kwargs.switch("to_grayscale", default=None if channels is None else channels == 1)
         if channels and flags["--grey"] != (channels == 1):
             raise kwargs.error("to_grayscale", f"{flags['--grey']}, but image_dim is {channels}")
     elif kind == "camelyon16":

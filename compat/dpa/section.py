@@ -56,7 +56,7 @@ class Section:
             raise self.error(key, f"expected a whole number, found {number:g}")
         return number if number is default else int(number)
 
-    def switch(self, key: str, default: bool = False) -> bool:
+    def switch(self, key: str, default: bool | None = False) -> bool | None:
         return self.one_of(key, (True, False), default)
 
     def text(self, key: str, default=REQUIRED) -> str:

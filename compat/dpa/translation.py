@@ -21,6 +21,7 @@ METHODS = {  # name -> what reads a training config, but for its data
     "deep_if": networks.deep_if_flags,
 }
 ACTIONS = {"train": 1, "eval": 1, "train_eval": 2}  # -> number of configs
+SWITCHES = {"--equalize": "equalize_hist", "--grey": "to_grayscale"}  # -> key of transform_kwargs
 # what evaluation takes of a file that also says how to train
 EVALUATION = ("results_root", "test_batch_size", "test_model_path", "test_checkpoint_path", "test_datasets")
 NO_EFFECT = ("verbose", "log_root", "log_iter", "image_sample_iter")  # TensorBoard logs every step, in the run's folder
@@ -36,6 +37,8 @@ def main(method: str, argv: list[str]) -> None:
     expected = 1 if method == "deep_if" else ACTIONS[args.action]
     if len(args.configs) != expected:
         parser.error(f"{args.action}: expected {expected} CONFIG, found {len(args.configs)}")
+    if more and args.action == "eval":
+        parser.error(f"eval: has no further flags, found {' '.join(more)}")
     training, evaluation, results = None, None, None
     config, test_config = read(args.configs[0]), read(args.configs[-1])
     if len(args.configs) == 2 and args.configs[0].samefile(args.configs[1]):
@@ -44,7 +47,7 @@ def main(method: str, argv: list[str]) -> None:
     if args.action != "eval":
         training = training_words(method, config)
     if args.action != "train":
-        evaluation, results = evaluation_words(method, test_config)
+        evaluation, results = evaluation_words(method, test_config, training, logdir_among(more))
     device = device_at_hand(args.device)
     if training is not None:
         run("train_anomaly.py", [*training, "--device", device, *more])
@@ -66,8 +69,20 @@ def training_words(method: str, config: Section) -> list[str]:
     return words(flags)
 
 
-def evaluation_words(method: str, config: Section) -> tuple[list[str], Path]:
-    """The flags of score_anomaly.py that a config asks for, and the folder for results.csv."""
+def logdir_among(flags: list[str]) -> Path | None:
+    """The run's folder where further flags name it."""
+    parser = cli.ArgumentParser(add_help=False)
+    parser.add_argument("--logdir", type=cli.path)
+    return parser.parse_known_args(flags)[0].logdir
+
+
+def evaluation_words(
+    method: str, config: Section, training: list[str] | None = None, logdir: Path | None = None
+) -> tuple[list[str], Path]:
+    """The flags of score_anomaly.py that a config asks for, and the folder for results.csv.
+
+    Args: training: flags of the training that comes before, if one does. logdir: of its run, in place of the config's.
+    """
     results = Path(config.text("results_root"))
     config.drop(*NO_EFFECT)
     if method == "deep_if":
@@ -77,8 +92,21 @@ def evaluation_words(method: str, config: Section) -> tuple[list[str], Path]:
         key = "test_checkpoint_path" if method == "deep_geo" else "test_model_path"
         flags = {"--logdir": run_of(config, key), "-b": config.whole("test_batch_size", 32)}
     flags |= test_flags(config)
+    flags |= {"--logdir": logdir} if logdir else {}
+    check_same_images(flags, training, config)
     config.finish()
     return words(flags), results
+
+
+def check_same_images(flags: dict, training: list[str] | None, config: Section) -> None:
+    """BadInput for a switch of training that is off in evaluation, where score_anomaly.py takes it from the run."""
+    if training is None:
+        path = flags["--logdir"] / "config.json"
+        arguments = read_json(path)["arguments"] if path.exists() else {}
+        training = [flag for flag in SWITCHES if arguments.get(flag[2:])]
+    for flag, key in SWITCHES.items():
+        if flag in training and flags.get(flag) is False:
+            raise config.error("test_datasets", f"transform_kwargs.{key}: false, but the run is trained with true")
 
 
 def run_of(config: Section, key: str) -> Path:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from anomaly import dpa, runs
-from common import checkpoint, signals
+from common import checkpoint, processes, signals
 from common.errors import BadInput, WorkFailed
 from models.autoencoder import Autoencoder
 from tests.anomaly import squares
@@ -107,6 +107,16 @@ def test_features_kept_of_images_that_never_change_give_the_same_step(tmp_path):
     torch.testing.assert_close(*moved)
 
 
+@pytest.mark.parametrize("precision", ["float32", "bf16", "tf32"])
+def test_features_kept_are_those_that_a_step_would_compute(tmp_path, precision):
+    """So a resumed run, which may find it too late to keep any, ends as an uninterrupted one."""
+    made, _, (tiles, images, _) = learner(tmp_path, f"--iters 40 --precision {precision}")
+    with processes.autocast(CPU, precision):
+        computed = made.detector.reference(made.detector.seen(tiles, 16, 1.0))
+    kept = made.cache.get(images)
+    assert kept.keys() == computed.keys() and all(torch.equal(kept[tap], computed[tap]) for tap in kept)
+
+
 def test_a_fading_resolution_counts_by_its_share(tmp_path):
     detector = dpa.Detector(squares.parse("dpa", 16, tmp_path, *SMALL.split(), *GROWING.split()), 1)
     x, y = torch.rand(3, 1, 16, 16), torch.rand(3, 1, 16, 16)
@@ -187,6 +197,8 @@ def test_another_run_s_weights_are_a_start(tmp_path, whole, monkeypatch):
         ("--patience 2", "--patience: there are no normal validation images"),
         ("--l1_weight 1 --loss l2", "--l1_weight"),
         ("--precision fp16", "--precision fp16"),
+        ("--stage_iters 1,1,1", "--stage_iters: goes with --progressive"),
+        ("--initial_res 8", "--initial_res: goes with --progressive"),
     ],
 )
 def test_flags_that_do_not_fit_are_named_before_training(tmp_path, flags, said, monkeypatch):

@@ -116,7 +116,7 @@ def test_a_recording_that_failed_is_over_and_its_first_reason_is_given(error, mo
     def work():
         raise error("not in a recording")
 
-    with pytest.raises(RuntimeError, match="^not in a recording$"):
+    with pytest.raises(RuntimeError, match=r"^not in a recording$"):
         CudaGraphs(torch.device("cpu")).record(work)
     assert not Capture.stuck and streams == ["main"]
 

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+import torch
 
 from common import nearest
 
@@ -22,6 +23,15 @@ def test_blocks_find_what_all_differences_find(small_blocks):
     expected, order = brute(queries, gallery, 5)
     np.testing.assert_allclose(distances, expected, rtol=1e-5)
     np.testing.assert_array_equal(indices, order)
+
+
+def test_autocast_does_not_make_the_search_coarse(small_blocks):
+    rng = np.random.default_rng(0)
+    vectors = rng.normal(size=(500, 64)).astype("f")
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        _, indices = nearest.k_nearest(vectors[:30], vectors, 5)
+    np.testing.assert_array_equal(indices, brute(vectors[:30], vectors, 5)[1])
 
 
 def test_a_copy_lies_at_distance_zero_far_from_the_origin():

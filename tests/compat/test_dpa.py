@@ -234,6 +234,40 @@ def test_a_key_that_is_unknown_or_contradicts_is_named(patches, tmp_path, place,
     assert not (tmp_path / "dpa").exists()
 
 
+def test_a_logdir_behind_the_configs_is_scored_too(patches, tmp_path, monkeypatch):
+    called = []
+    monkeypatch.setattr(translation, "run", lambda script, words: called.append((script, words)))
+    monkeypatch.setattr(translation, "report", lambda results, logdir: called.append(logdir))
+    train = write(tmp_path / "train.yaml", small_dpa(patches, tmp_path))
+    test = write(tmp_path / "eval.yaml", evaluation(patches, tmp_path, "dpa"))
+    translation.main("dpa", ["train_eval", train, test, "--device", "cpu", "--logdir", str(tmp_path / "other")])
+    assert [script for script, _ in called[:2]] == ["train_anomaly.py", "score_anomaly.py"]
+    assert train_anomaly.parse_args(called[0][1]).logdir == tmp_path / "other" == called[2]
+    assert called[1][1][called[1][1].index("--logdir") + 1] == str(tmp_path / "other")
+
+
+def test_further_flags_of_evaluation_are_refused(patches, tmp_path, capsys):
+    test = write(tmp_path / "eval.yaml", evaluation(patches, tmp_path, "dpa"))
+    with pytest.raises(SystemExit) as ended:
+        translation.main("dpa", ["eval", test, "--overlays", "0"])
+    assert ended.value.code == 2 and "eval: has no further flags, found --overlays 0" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("action", ["eval", "train_eval"])
+def test_images_equalised_in_training_alone_are_refused(patches, tmp_path, action):
+    """Else the AUC were of other images than the config asks for."""
+    config = small_dpa(patches, tmp_path)
+    for part in ("train_dataset", "val_dataset"):
+        config[part]["transform_kwargs"]["equalize_hist"] = True
+    test = write(tmp_path / "eval.yaml", evaluation(patches, tmp_path, "dpa"))
+    if action == "eval":
+        (tmp_path / "dpa").mkdir()
+        (tmp_path / "dpa" / "config.json").write_text('{"arguments": {"equalize": true}}')
+    configs = [test] if action == "eval" else [write(tmp_path / "train.yaml", config), test]
+    with pytest.raises(BadInput, match="equalize_hist: false, but the run is trained with true"):
+        translation.main("dpa", [action, *configs, "--device", "cpu"])
+
+
 def test_the_ablations_are_translated(patches, tmp_path):
     config = small_dpa(patches, tmp_path)
     perceptual = config["image_rec_loss"]

@@ -46,5 +46,5 @@ def test_a_mask_of_one_pixel_does_not_vanish_and_one_cut_away_does():
 
 
 def test_an_image_smaller_than_a_crop_is_refused():
-    with pytest.raises(BadInput, match="--crop 9: an image has 8 x 10 px"):
+    with pytest.raises(BadInput, match="has 8 x 10 px, fewer than --crop 9"):
         Transform(crop=9).image(torch.rand(1, 8, 10))
