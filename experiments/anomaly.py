@@ -4,6 +4,8 @@ Trains and scores the runs that are not done (interrupted ones continue), writes
 and range of the object's size, and draws figures/anomaly_{setting}.png. Places of data that are not given are left out.
 """
 
+import argparse
+import functools
 import re
 import shlex
 from collections.abc import Callable, Iterator
@@ -15,10 +17,12 @@ import seaborn as sns
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+import train_anomaly
 from anomaly.methods import METHODS
 from common import cli
 from common.errors import BadInput
-from common.files import atomic_open, make_folder, read_json
+from common.files import atomic_open, make_folder, read_json, sha256_of
+from data import datatypes
 from experiments import executors, plot_results
 from experiments.runs import Places, command
 from experiments.stats import read_numbers, update_table
@@ -257,9 +261,35 @@ def training_flags(args, dataset: str, normal: str, method: str, variant: str) -
 
 
 def is_done(run: DetectorTrial) -> bool:
-    """Whether the last detector is scored."""
+    """Whether the last detector is scored, and of the data and weights as they are now."""
     best = run.logdir / "best_checkpoint.pth"
-    return run.scores.exists() and best.exists() and best.stat().st_mtime <= run.scores.stat().st_mtime
+    if not run.scores.exists() or not best.exists() or best.stat().st_mtime > run.scores.stat().st_mtime:
+        return False
+    args, paths = train_anomaly.parse_args(run.commands()[0][1:]), ("config.json", "scores/test/run.json")
+    try:
+        config, scored = (read_json(run.logdir / path) for path in paths)
+        found = fingerprints(data_of(args))
+    except BadInput:  # they were removed
+        return False
+    weights = Path(getattr(args, "embedder_weights", ""))
+    same_weights = not weights.is_file() or config["model"].get("weights_sha256") == sha256_of(weights)
+    return same_weights and found == (config.get("data"), scored.get("data"))
+
+
+def data_of(args) -> tuple[tuple[str, object], ...]:
+    """The flags that say what the data are, with their values; of nCAMELYON the seed chooses among the crops."""
+    parser = cli.ArgumentParser()
+    datatypes.add_flags(parser)
+    found = {name: getattr(args, name) for name in vars(parser.parse_args([]))}
+    found |= {"classes": tuple(args.classes or ()), "seed": args.seed if args.datatype == "camelyon" else 0}
+    return tuple(found.items())
+
+
+@functools.cache
+def fingerprints(data: tuple[tuple[str, object], ...]) -> tuple[str, str]:
+    """Of the training and test split that such flags name, as a run and its scores hold them."""
+    args = argparse.Namespace(**dict(data))
+    return datatypes.load_normals(args, "train").fingerprint(), datatypes.load(args, "test").fingerprint()
 
 
 def rows(run: DetectorTrial) -> list[dict]:

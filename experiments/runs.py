@@ -274,8 +274,10 @@ def execute(run: Trial, children: Children, environment: dict[str, str], **optio
         for words in run.commands():
             print(f"$ python {shlex.join(words)}", file=log, flush=True)
             started = time.monotonic()
-            code = code or children.call(words, **options)
+            code = children.call(words, **options)
             print(f"# {time.monotonic() - started:.1f} s", file=log, flush=True)
+            if code:
+                break
         for name in run.bulky if code == 0 else ():
             _remove_maps(run.logdir / name)
         with atomic_open(run.logdir / OUTCOME, "w") as file:

@@ -7,7 +7,7 @@ from skimage.io import imread, imsave
 
 import score_anomaly
 import train_anomaly
-from common.errors import BadInput
+from common.errors import BadInput, WorkFailed
 from experiments import anomaly, run_experiments
 
 PLACES = ("--photos", "p", "--camelyon16", "c", "--nih", "images", "lists", "--cifar10", "t", "--svhn", "s")
@@ -112,4 +112,10 @@ def test_runs_are_trained_scored_and_drawn_and_given_again_nothing_is_done(tmp_p
     before = (tmp_path / "results" / "anomaly.csv").read_bytes()
     run_experiments.main(flags)
     assert "1 runs, 0 to do" in capsys.readouterr().out
+    assert (tmp_path / "results" / "anomaly.csv").read_bytes() == before
+    anomaly.fingerprints.cache_clear()  # as in another process
+    imsave(tmp_path / "photos/train/normal/0.png", np.zeros((20, 20, 3), np.uint8), check_contrast=False)
+    with pytest.raises(WorkFailed, match=r"exit code 2: .*deep_knn.*data"):
+        run_experiments.main(flags)
+    assert "1 runs, 1 to do" in capsys.readouterr().out
     assert (tmp_path / "results" / "anomaly.csv").read_bytes() == before
