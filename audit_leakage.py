@@ -119,6 +119,8 @@ def load_images(args) -> tuple[list[Images], Images, Images]:
     given = [flag for flag, value in kinds.items() if value]
     if len(given) != 1:
         raise BadInput(f"expected one of {', '.join(kinds)}; found {' and '.join(given) or 'none'}")
+    if args.splits and not crops:
+        raise BadInput(f"--splits {args.splits}: goes with --pos_path and --neg_path")
     there, searched = tuple(args.folders or SPLITS), args.within or TRAIN
     if searched not in there:
         flag = f"--within {searched}" if args.within else "--folders"
@@ -151,9 +153,7 @@ def describe(name: str, data, truth, slides: dict[str, int], args) -> Images:
     """What is known of a split's images, or with --objects of their objects; new slides are added to `slides`."""
     images = Objects(data) if args.objects else data
     places = images.indices if args.objects else np.arange(len(data))
-    origin = origin_of(data, places, truth, args)
-    if truth is not None and origin["slide"].isna().all():
-        raise BadInput(f"--truth {args.truth[0]}: names none of the {name} images, as {data.names[places[0]]}")
+    origin = origin_of(name, data, places, truth, args)
     codes = [slides.setdefault(slide, len(slides)) if isinstance(slide, str) else -1 for slide in origin["slide"]]
     corners, sides = origin[["y", "x"]].to_numpy(float), np.full(len(places), np.nan)
     if np.isfinite(corners).any() and not args.objects:
@@ -161,15 +161,19 @@ def describe(name: str, data, truth, slides: dict[str, int], args) -> Images:
     return Images(name, data, places, images, np.array(codes), origin["lesion"].to_numpy(float), corners, sides)
 
 
-def origin_of(data, places: np.ndarray, truth, args):
-    """A row of slide, centre, lesion, y, x for each of these images (data/camelyon/origins.py)."""
+def origin_of(split: str, data, places: np.ndarray, truth, args):
+    """A row of slide, centre, lesion, y, x for each of these images, by the truth before what lies beside them.
+
+    As data/camelyon/origins.py has them. BadInput when the truth names none of the images.
+    """
     names, labels = np.array(data.names, object)[places], data.labels[places]
-    if truth is not None:
-        return truth.reindex(names)
+    if truth is not None and not set(names) & set(truth.index):
+        raise BadInput(f"--truth {args.truth[0]}: names none of the {split} images, as {names[0]}")
     if args.folders or args.data_path:
-        return origins.of_names([""] * len(names))
+        return origins.of_names([""] * len(names)) if truth is None else truth.reindex(names)
     parts = {folder: names[labels == label] for folder, label in ((args.pos_path, 1), (args.neg_path, 0))}
-    return origins.of_folders(parts).reindex(names)
+    own = origins.of_folders(parts).reindex(names)
+    return own if truth is None else truth.reindex(names).combine_first(own).reindex(names)[own.columns]
 
 
 def read_scores(path: Path, queries: list[Images]):
@@ -222,22 +226,26 @@ def choose_threshold(gallery: Images, reference: Images, vectors: dict[str, Vect
     """The distance of near-duplicates, and how often other images are as near: the rate of false alarms."""
     asked, in_gallery = vectors[f"{reference.split}_reference"], vectors[gallery.split]
     groups, own, kind = gallery.groups(), reference.groups()[asked.places], "of another slide"
-    if (gallery.slides < 0).all() or len(np.unique(groups)) == 1:
+    if (gallery.slides < 0).all():
+        folders = np.unique([Path(name).parent.as_posix() for name in gallery.names], return_inverse=True)[1]
+        groups, own, kind = folders, folders[asked.places], "of another folder"
+    if len(np.unique(groups)) == 1:
         groups, own, kind = np.arange(len(gallery)), asked.places, ""
     if reference is not gallery:
         groups, own, kind = None, None, f"of {gallery.split}"
     nearest = index.search(asked, in_gallery, 1, own, groups, device, "reference")[0][:, 0]
     nearest = nearest[np.isfinite(nearest)]
-    if len(nearest) == 0:
+    auto = args.threshold == "auto"
+    if len(nearest) == 0 and auto:
         raise BadInput(f"the {gallery.split} split: expected two images at least that can be read")
     known = known_duplicates(gallery, asked, in_gallery) if args.truth and reference is gallery else None
-    auto = args.threshold == "auto"
     threshold = audit.automatic_threshold(nearest, known) if auto else args.threshold
-    rate = float((nearest <= threshold).mean())
-    print(
-        f"near-duplicate: distance {threshold:.4f} or less{' (auto)' if auto else ''}; of {len(nearest):,} "
-        f"{reference.split} images {rate:.2%} have another {kind or 'one'} as near: the rate of false alarms to expect"
-    )
+    rate = float((nearest <= threshold).mean()) if len(nearest) else None
+    said = f"near-duplicate: distance {threshold:.4f} or less{' (auto)' if auto else ''}"
+    if rate is not None:
+        said += f"; of {len(nearest):,} {reference.split} images {rate:.2%} have another {kind or 'one'} as near: "
+        said += "the rate of false alarms to expect"
+    print(said)
     return {"distance": threshold, "auto": auto, "false_alarm_rate": rate, "reference": len(nearest), "neighbour": kind}
 
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 import common  # noqa: F401 (before torch)
 from common import cli, processes, runfolder
+from common.errors import BadInput
 from common.optimizers import Resumable
 from common.runfolder import RunFolder
 from data import loaders, pairs
@@ -73,6 +74,9 @@ def parse_args(argv=None):
 def _fill_in(args):
     """The defaults that depend on other flags."""
     autoencoder = args.base == "autoencoder"
+    if autoencoder and (args.chunks or args.train_layers != "last"):
+        flag = f"--chunks {args.chunks}" if args.chunks else f"--train_layers {args.train_layers}"
+        raise BadInput(f"{flag}: goes with resnet50 and vgg19; all of the autoencoder learns")
     if args.weights is None:
         args.weights = "random" if autoencoder else "imagenet"
     if args.lr is None:

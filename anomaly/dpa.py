@@ -48,7 +48,12 @@ def add_flags(parser) -> None:
     add("--iters", type=cli.positive, default=5000, help="optimiser steps, without --progressive")
     add("--progressive", action="store_true", help="grow from --initial_res to --tile")
     add("--initial_res", type=cli.positive, default=FIRST_RES, help="px a side at which growing begins")
-    add("--stage_iters", type=whole_numbers, default=STAGE_ITERS, help="steps of stable, fade, stable ..., or one for all")
+    add(
+        "--stage_iters",
+        type=whole_numbers,
+        default=STAGE_ITERS,
+        help="steps of stable, fade, stable ..., or one for all",
+    )
     add("--layers", type=layer_texts, help="a --layer for each resolution, as r32,r32,r42")
     add("--downscale", choices=["area", "bilinear"], default="area", help="to lower resolutions; bilinear aliases")
     add("--loss", choices=["perceptual", *PIXEL_LOSSES], default="perceptual", help="perceptual or of pixels")

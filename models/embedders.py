@@ -86,7 +86,9 @@ def build(args, pool: str = "mean", taps: tuple[str, ...] = ("r43",)) -> "Embedd
     if name.startswith("vgg"):
         vgg = VGG(name, taps, weights)
         trunk = JoinedTaps(vgg)
-        return Embedder(name, trunk, trunk.channels, max(16, vgg.smallest), weights.describe() | {"taps": list(taps)}, pool)
+        return Embedder(
+            name, trunk, trunk.channels, max(16, vgg.smallest), weights.describe() | {"taps": list(taps)}, pool
+        )
     if name == "inception_resnet_v2":
         trunk = InceptionResNetV2(taps, weights)
         return Embedder(name, trunk, trunk.channels, 1, weights.describe() | {"taps": list(taps)})
@@ -136,11 +138,13 @@ class Embedder(nn.Module):
 
 
 class Pixels(nn.Module):
-    """Grey pictures of 32 x 32 px, of mean 0 and norm 1, as (B, 1024, 1, 1); a flat picture gives almost zeros."""
+    """Grey pictures of 32 x 32 px, of mean 0 and norm 1, as (B, 1024, 1, 1); a flat picture gives zeros."""
 
     def forward(self, images: Tensor) -> Tensor:
         small = F.interpolate(images.mean(1, keepdim=True), (PIXELS, PIXELS), mode="area").flatten(1)
-        return F.normalize(small - small.mean(1, keepdim=True), eps=FLAT)[..., None, None]
+        small = small - small.mean(1, keepdim=True)
+        norm = small.norm(dim=1, keepdim=True)
+        return torch.where(norm < FLAT, 0.0, small / norm.clamp(min=FLAT))[..., None, None]
 
 
 class JoinedTaps(nn.Module):

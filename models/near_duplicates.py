@@ -202,7 +202,9 @@ def _recognise(state, path):
     if "head.0.weight" in state:
         return "autoencoder", state
     if "gem.p" in state:
-        state = {_number(name): value for name, value in state.items()} | {"gem.p": state["gem.p"].reshape(1)}
+        state = {_number(name): value for name, value in state.items()}
+        if state["gem.p"].numel() == 1:
+            state["gem.p"] = state["gem.p"].reshape(1)
         first = "base.0.weight"
     else:
         others = ("fc.", "classifier.")

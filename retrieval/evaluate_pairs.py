@@ -130,9 +130,10 @@ def rows(run: int, comparison: protocol.Comparison, views: pairs.Views) -> list[
 
 
 def montage(path: Path, views: pairs.Views, queries, matches, distances, order: np.ndarray) -> None:
-    """Draw the first pairs of an order, two a line, each query beside its match."""
-    panels = []
-    for i in order[:SHOWN]:
+    """Draw the first pairs of an order, two a line, each query beside its match; those met both ways once."""
+    panels, pairs_of = [], np.sort(np.stack([queries, matches], 1), axis=1)[order]
+    first = np.sort(np.unique(pairs_of, axis=0, return_index=True)[1])
+    for i in order[first[:SHOWN]]:
         for number, title in ((queries[i], "query"), (matches[i], f"match, distance {distances[i]:.3f}")):
             panels.append(pictures.Panel(views[number][0][0].numpy(), f"{title}\n{views.names[number][-24:]}"))
     pictures.contact_sheet(path, [panels[i : i + 4] for i in range(0, len(panels), 4)])

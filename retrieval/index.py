@@ -119,6 +119,8 @@ def embed(
         args: batch_size, workers and precision.
     Errors: BadInput when the file holds vectors of another network or of other data, or no image can be read.
     """
+    if args.precision != "float32":
+        identity = identity | {"precision": args.precision}
     book, images = path.with_suffix(".json"), Readable(data, order)
     if images.blank is None:
         raise BadInput(images.problem(0) if len(order) else f"{path.stem}: no images to embed")
@@ -179,6 +181,7 @@ def _open(path, book, shape, identity):
         done, problems = found.get("done"), found.get("problems")
         if is_whole(path, shape) and isinstance(done, int) and isinstance(problems, dict) and 0 <= done <= shape[0]:
             return np.lib.format.open_memmap(path, mode="r+"), done, {int(i): str(why) for i, why in problems.items()}
+    book.unlink(missing_ok=True)  # of vectors that are no more, of which it may say that they are done
     return np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=shape), 0, {}
 
 

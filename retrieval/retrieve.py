@@ -54,11 +54,19 @@ def main(argv=None):
     for problem in sorted(problems):
         print(f"skipped: {problem}", file=sys.stderr)
     queries = vectors.get("queries", vectors["gallery"])
-    itself = None if args.query else np.arange(len(views["gallery"]))
-    distances, found, _ = index.search(queries, vectors["gallery"], args.k, itself, itself, device)
+    itself = numbers_of_files(*(views[name].names for name in ("queries", "gallery")), args)
+    distances, found, _ = index.search(queries, vectors["gallery"], args.k, *itself, device)
     write_table(args, views, queries.readable, distances, found)
     print(f"{args.k} neighbours of {int(queries.readable.sum()):,} images in {args.out}; their vectors in {kept}")
     return 1 if problems else 0
+
+
+def numbers_of_files(queries: list[str], gallery: list[str], args) -> tuple[np.ndarray, np.ndarray]:
+    """(M,) and (N,) int, equal for the same file, in whichever folder it was found."""
+    paths = [(args.query or args.folder).resolve() / name for name in queries]
+    paths += [args.folder.resolve() / name for name in gallery]
+    numbers = np.unique([str(path) for path in paths], return_inverse=True)[1]
+    return numbers[: len(queries)], numbers[len(queries) :]
 
 
 def write_table(args, views: dict[str, pairs.Views], readable: np.ndarray, distances, found) -> None:

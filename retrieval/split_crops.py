@@ -59,15 +59,17 @@ def divide(groups: np.ndarray, labels: np.ndarray, fractions: tuple[float, ...],
     order = np.random.default_rng(seed).permutation(len(numbers))
     order = order[np.argsort(shares[order].max(axis=1) <= min(fractions), kind="stable")]
     lacking, chosen = np.repeat(np.array(fractions)[:, None], 2, axis=1), np.full(len(numbers), -1)  # (splits, 2)
-    for place, group in enumerate(order):
+    has, left = np.zeros(lacking.shape, bool), np.count_nonzero(counts, axis=0)  # the class; groups to come with it
+    for group in order:
         open_to = np.ones(len(fractions), bool)
         for c in np.flatnonzero(counts[group]):
-            without = [not counts[chosen == split, c].any() for split in range(len(fractions))]
-            if 0 < sum(without) >= np.count_nonzero(counts[order[place:], c]):
-                open_to &= without
+            if 0 < np.count_nonzero(~has[:, c]) >= left[c]:
+                open_to &= ~has[:, c]
         open_to = open_to if open_to.any() else ~open_to
-        chosen[group] = np.argmax(np.where(open_to, lacking @ shares[group], -np.inf))
-        lacking[chosen[group]] -= shares[group]
+        chosen[group] = split = np.argmax(np.where(open_to, lacking @ shares[group], -np.inf))
+        lacking[split] -= shares[group]
+        has[split] |= counts[group] > 0
+        left -= counts[group] > 0
     return chosen[groups]
 
 
@@ -126,7 +128,8 @@ def main(argv=None):
     origin = origins.of_folders(dict(zip((args.pos_path, args.neg_path), names, strict=True)))
     if args.by == "cluster":
         crops = dataset.CamelyonCrops(args.pos_path, names[0], args.neg_path, names[1], seed=None)
-        groups = clusters(args, crops, group(origin, labels, "slide"), device)
+        slides = origin.groupby("slide", dropna=True, sort=False).ngroup().to_numpy()  # -1 where not known
+        groups = clusters(args, crops, np.where(slides < 0, -1 - np.arange(len(slides)), slides), device)
     else:
         groups = group(origin, labels, args.by)
     splits = divide(groups, labels, args.fractions, args.seed)

@@ -176,6 +176,37 @@ def test_copies_in_plain_folders_are_found(folders, tmp_path):
     assert summary["splits"]["test"]["near_duplicates"]["by_class"] == {}
 
 
+def test_near_duplicates_within_a_sub_folder_do_not_lower_the_threshold(tmp_path):
+    """A folder per group of near-duplicates, as Koker 2020's; the test images are further ones of the groups."""
+    for i in range(40):
+        texture, group = slide_texture(i, 72), tmp_path / "train" / f"group_{i}"
+        group.mkdir(parents=True)
+        for j in range(3):
+            iio.imwrite(group / f"{j}.png", texture[j : j + 64, j : j + 64])
+        iio.imwrite(pictures(tmp_path / "test", []) / f"{i}.png", texture[2:66, 4:68])
+    where = f"train={tmp_path / 'train'},test={tmp_path / 'test'}"
+    _, summary, _ = run(tmp_path / "out", "--folders", where)
+    assert summary["threshold"]["neighbour"] == "of another folder"
+    assert share(summary, "test") > 0.9
+
+
+def test_one_training_image_is_enough_for_a_threshold_of_ones_own(tmp_path):
+    train, test = pictures(tmp_path / "a", [1]), pictures(tmp_path / "b", [1, 2])
+    where = ["--folders", f"train={train},test={test}"]
+    _, summary, _ = run(tmp_path / "out", *where, "--threshold", 0.1)
+    assert share(summary, "test") == 0.5 and summary["threshold"]["false_alarm_rate"] is None
+    assert "expected two images" in said_by(where, tmp_path / "auto")
+
+
+def test_a_truth_of_one_class_leaves_the_other_its_own_tables(crops, tmp_path):
+    thresholds, tables = [], [crops.pos / "crops.csv", crops.neg / "crops.csv"]
+    for name, given in (("both", tables), ("one", tables[:1])):
+        _, summary, table = run(tmp_path / name, *crops.flags, "--splits", crops.random, "--truth", *given)
+        thresholds.append(summary["threshold"]["distance"])
+        assert table["same_slide"].notna().all()
+    assert thresholds[0] == thresholds[1]
+
+
 def test_an_unreadable_picture_is_named_and_skipped(folders, tmp_path, capsys):
     (tmp_path / "b" / "105.png").write_text("damaged")
     (tmp_path / "a" / "3.png").write_text("damaged")
@@ -225,6 +256,7 @@ def test_wrong_input_is_named(crops, folders, tmp_path):
     assert "expected one of --data_path, --folders, --pos_path and --neg_path; found none" in said_by([], tmp_path)
     both = ["--folders", folders, "--data_path", tmp_path]
     assert "found --data_path and --folders" in said_by(both, tmp_path)
+    assert "--splits s.csv: goes with" in said_by(["--folders", folders, "--splits", "s.csv"], tmp_path)
     assert "--neg_path is needed" in said_by(crops.flags[:2], tmp_path)
     assert "--within dev: no split dev among train, test" in said_by(
         ["--folders", folders, "--within", "dev"], tmp_path

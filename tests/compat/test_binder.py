@@ -12,8 +12,10 @@ import pytest
 import torch
 from PIL import Image
 
-from common import checkpoint
+import train_retrieval
+
 from common.errors import BadInput
+from common.files import sha256_of
 from compat.binder.src import main, retrieve, test, train, translate
 from compat.binder.src.manipulate import Manipulator
 from models import near_duplicates
@@ -63,10 +65,27 @@ def test_training_writes_its_best_network_and_resumes_from_it(workplace, capsys)
     command = "train --loss hardest --bs 2 --lr 1e-3 --device cpu --train_path train --valid_path test --chunks 8"
     main.main([*command.split(), "--weights_path", WEIGHTS, "--weights", "random"])
     first = near_duplicates.load_network(WEIGHTS)
-    shutil.copy(WEIGHTS, "finetune.pth")
-    main.main([*command.split(), "--weights_path", "finetune.pth", "--resume"])
-    assert "begins from finetune.pth" in capsys.readouterr().out
-    assert checkpoint.load(Path("finetune.pth"))["config"] == first.config
+    for _ in range(2):  # each from what the last one wrote
+        before = sha256_of(WEIGHTS)
+        main.main([*command.split(), "--weights_path", WEIGHTS, "--resume"])
+        assert f"begins from {WEIGHTS}" in capsys.readouterr().out
+        assert near_duplicates.load_network(WEIGHTS).config == first.config and sha256_of(WEIGHTS) != before
+
+
+def test_training_that_is_interrupted_leaves_the_best_network_so_far(workplace, monkeypatch):
+    validate, rows = train_retrieval.validate, []
+
+    def stop(*args):
+        rows.append(args)
+        if len(rows) == 3:
+            raise KeyboardInterrupt
+        return validate(*args)
+
+    monkeypatch.setattr(train_retrieval, "validate", stop)
+    command = "train --bs 2 --device cpu --train_path train --valid_path test --epochs 9 --weights random"
+    with pytest.raises(KeyboardInterrupt):
+        main.main([*command.split(), "--weights_path", WEIGHTS])
+    assert near_duplicates.load_network(WEIGHTS).config["base"] == "resnet50"
 
 
 @pytest.mark.parametrize("missing", ["--train_path", "--valid_path"])

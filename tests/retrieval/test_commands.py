@@ -72,6 +72,24 @@ def test_all_pairs_take_both_sides(groups, tmp_path):
     assert scores(tmp_path)["median"]["pairs"] == 12
 
 
+class Pictures:
+    """Three blank views."""
+
+    names = ("a", "b", "c")
+
+    def __getitem__(self, i):
+        return torch.zeros(1, 1, 2, 2)
+
+
+def test_a_pair_met_both_ways_is_drawn_once(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(evaluate_pairs.pictures, "contact_sheet", lambda path, lines: drawn.append(lines))
+    monkeypatch.setattr(evaluate_pairs.pictures, "Panel", lambda image, title: title.split("\n")[1])
+    queries, matches = np.array([0, 1, 0]), np.array([1, 0, 2])
+    evaluate_pairs.montage(tmp_path, Pictures(), queries, matches, np.arange(3.0), np.array([2, 0, 1]))
+    assert drawn == [[["a", "c", "a", "b"]]]
+
+
 def test_pairs_are_made_of_images_without_groups(tmp_path):
     images = write_images(tmp_path / "images", 5)
     evaluate(images, tmp_path / "out", "--synth_test", "--n", 1)
@@ -124,6 +142,15 @@ def test_neighbours_are_those_of_brute_force(tmp_path):
     assert table.match_0.tolist() == [names[i] for i in nearest[:, 0]]
     assert table.match_1.tolist() == [names[i] for i in nearest[:, 1]]
     np.testing.assert_allclose(table.dist_0, np.sort(distances, axis=1)[:, 0], atol=1e-5)
+
+
+def test_a_queried_file_of_the_folder_does_not_find_itself(tmp_path):
+    images = write_images(tmp_path / "images", 4)
+    flags = ["--embedder", "pixels", "--k", "3", "--workers", "0", "--out", str(tmp_path / "out.csv")]
+    retrieve.main(["--folder", str(images), "--query", str(tmp_path / "images" / ".." / "images"), *flags])
+    table = pd.read_csv(tmp_path / "out.csv")
+    own = table["img"].str.rsplit("/").str[-1]
+    assert not any((table[f"match_{j}"].str.rsplit("/").str[-1] == own).any() for j in range(3))
 
 
 def test_a_turned_copy_is_found_with_eight_orientations(tmp_path):

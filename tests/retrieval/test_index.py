@@ -80,6 +80,24 @@ def test_vectors_that_a_power_cut_left_without_their_numbers_are_made_again(tmp_
     np.testing.assert_array_equal(embed(tmp_path / "a.npy", data).array, whole)
 
 
+def test_vectors_made_anew_are_not_taken_for_done_after_a_kill(tmp_path, monkeypatch):
+    """A kill leaves a file of zeros; the numbers beside it were of the vectors before."""
+    data, path = Noise(), tmp_path / "a.npy"
+    embed(path, data)
+    with monkeypatch.context() as killed, pytest.raises(KeyboardInterrupt):
+        killed.setattr(index, "write_json", lambda *_: None)
+        embed(path, data, Flat(stop_at=1), orientations=8)
+    expected = embed(tmp_path / "b.npy", data, orientations=8).array
+    np.testing.assert_array_equal(embed(path, data, orientations=8).array, expected)
+
+
+def test_vectors_of_another_precision_are_refused(tmp_path):
+    data = Noise()
+    embed(tmp_path / "a.npy", data, args=argparse.Namespace(**vars(ARGS) | {"precision": "bf16"}))
+    with pytest.raises(BadInput, match="index of other precision than asked for"):
+        embed(tmp_path / "a.npy", data)
+
+
 def test_an_index_of_other_weights_or_data_is_refused(tmp_path):
     index.embed(Noise(), np.arange(10), Flat(), 1, tmp_path / "a.npy", {"network": "A", "data": "1"}, ARGS, CPU)
     with pytest.raises(BadInput, match=r"a.json: index of other network than asked for"):

@@ -1,3 +1,5 @@
+import shutil
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -50,6 +52,23 @@ def test_clusters_keep_near_duplicates_of_a_lesion_together(tmp_path):
     table = split(crops, tmp_path / "splits.csv", "cluster")
     positives = table[table.label == 1]
     assert (positives.groupby(["slide", "lesion"])["split"].nunique() == 1).all()
+
+
+def test_crops_of_unknown_origin_are_clustered(tmp_path):
+    crops = write(tmp_path / "known", centres=range(2), reach=0)
+    for folder in (crops.pos, crops.neg):
+        other = tmp_path / "unknown" / folder.name
+        for i, path in enumerate(sorted(folder.rglob("*.npy"))):
+            if not path.stem.endswith("_seg"):
+                target = other / f"a{i}{'_img' if path.stem.endswith('_img') else ''}.npy"
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(path, target)
+                if target.stem.endswith("_img"):
+                    shutil.copy(str(path).replace("_img", "_seg"), str(target).replace("_img", "_seg"))
+    out = tmp_path / "splits.csv"
+    folders = ["--pos_path", str(tmp_path / "unknown" / "pos"), "--neg_path", str(tmp_path / "unknown" / "neg")]
+    split_crops.main([*folders, "--by", "cluster", "--out", str(out), "--workers", "0"])
+    assert len(pd.read_csv(out)) == 2 * (LESIONS * PER_LESION + 8)
 
 
 def test_two_tight_groups_near_each_other_are_one_cluster():

@@ -9,7 +9,7 @@ import common  # noqa: F401 (before torch)
 import train_retrieval
 from common import checkpoint, cli
 from common.errors import BadInput
-from common.files import copy_file
+from common.files import copy_file, sha256_of
 from compat.binder.src import translate
 from models import near_duplicates
 from retrieval import evaluate_pairs
@@ -48,6 +48,8 @@ def main(argv=None):
         if not getattr(args, name):
             raise BadInput(f"--{name}: needed to {args.action}")
     run = args.weights_path.with_suffix("")  # the run folder, or that of the results, beside the file
+    if args.action == "train" and args.resume:  # from weights that a run called so may have written
+        run = run.with_name(f"{run.name}_{sha256_of(args.weights_path)[:8]}")
     common_flags = ["--filetype", args.filetype, "--device", translate.device(args.device), "-b", str(args.bs)]
     return (train if args.action == "train" else test)(args, run, common_flags)
 
@@ -57,7 +59,12 @@ def train(args, run: Path, flags: list[str]):
     flags += ["--base", args.base, "--loss", args.loss, "--chunks", str(args.chunks), "--lr", str(args.lr)]
     flags += ["--epochs", str(args.epochs), "--manipulations", translate.table(args.manipulations)]
     flags += ["--weights", str(args.weights_path) if args.resume else args.weights]
-    train_retrieval.main(flags + ["--synth_valid"] * args.synth_valid)
+    try:
+        train_retrieval.main(flags + ["--synth_valid"] * args.synth_valid)
+    except BaseException:  # interrupted, too
+        if (run / checkpoint.BEST).exists() and not args.resume:  # which needs the file as it is to go on
+            copy_file(run / checkpoint.BEST, args.weights_path)
+        raise
     copy_file(run / checkpoint.BEST, args.weights_path)
     print(f"the best network in {args.weights_path}")
 
