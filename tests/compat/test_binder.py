@@ -1,7 +1,6 @@
 """The commands of BINDER's README, from compat/binder: translations into ours."""
 
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +12,6 @@ import torch
 from PIL import Image
 
 import train_retrieval
-
 from common.errors import BadInput
 from common.files import sha256_of
 from compat.binder.src import main, retrieve, test, train, translate
