@@ -237,7 +237,8 @@ def choose_threshold(gallery: Images, reference: Images, vectors: dict[str, Vect
     nearest = nearest[np.isfinite(nearest)]
     auto = args.threshold == "auto"
     if len(nearest) == 0 and auto:
-        raise BadInput(f"the {gallery.split} split: expected two images at least that can be read")
+        problem = "".join(f"; {why}" for why in list(in_gallery.problems.values())[:1])
+        raise BadInput(f"the {gallery.split} split: expected two images at least that can be read{problem}")
     known = known_duplicates(gallery, asked, in_gallery) if args.truth and reference is gallery else None
     threshold = audit.automatic_threshold(nearest, known) if auto else args.threshold
     rate = float((nearest <= threshold).mean()) if len(nearest) else None

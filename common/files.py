@@ -89,6 +89,23 @@ def read_table(path: Path, **options):
         raise BadInput(f"{path}: not a table: {str(error).splitlines()[0]}") from None
 
 
+def files_below(folder: Path, endings: Sequence[str], above: tuple[str, ...] = ()) -> list[Path]:
+    """Files of these endings, in lower case, in and below a folder, sorted; links are followed, hidden ones left out.
+
+    above: the real paths of the folders that hold it, into which a link may lead back.
+    """
+    real = os.path.realpath(folder)
+    if real in above:
+        return []
+    found = []
+    for path in (Path(folder) / entry for entry in os.listdir(folder) if not entry.startswith(".")):
+        if path.is_dir():
+            found += files_below(path, endings, (*above, real))
+        elif path.suffix.lower() in endings:
+            found.append(path)
+    return found if above else sorted(found)
+
+
 def open_npy(path: Path, advice: str = "") -> np.ndarray:
     """The numbers in a .npy file, memory-mapped: no more than the file holds. BadInput names a damaged one."""
     with open_input(path) as file:

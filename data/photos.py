@@ -12,11 +12,12 @@ from torch.utils.data import Dataset
 
 from common import cli, pictures
 from common.errors import BadInput
-from common.files import open_input, open_npy, read_text
+from common.files import files_below, open_input, open_npy, read_text
 from data import fingerprints
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".npy")
 MOST_BYTES = 2**30  # of a picture's file
+TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # how a file begins, whatever its name
 CLASSES = {"normal": 0, "abnormal": 1, "anomaly": 1}  # folder -> label
 LISTS = {"train": "list", "val": "val_list", "test": "test_list"}  # split -> flag of its normal images
 UNKNOWN = -1  # label
@@ -43,8 +44,8 @@ def list_images(folder: Path, extensions: tuple[str, ...] = EXTENSIONS, empty: b
     folder = Path(folder)
     if not folder.is_dir():
         raise BadInput(f"{folder}: no such folder")
-    found = [path for path in folder.rglob("*") if path.suffix.lower() in extensions and path.name[0] != "."]
-    names = sorted(path.relative_to(folder).as_posix() for path in found if not path.name.endswith("_seg.npy"))
+    found = [path for path in files_below(folder, extensions) if not path.name.endswith("_seg.npy")]
+    names = sorted(path.relative_to(folder).as_posix() for path in found)
     if not names and not empty:
         raise BadInput(f"{folder}: no pictures in it ({', '.join(extensions)})")
     return names
@@ -61,26 +62,28 @@ def read_image(path: Path) -> np.ndarray:
     else:
         try:
             with open_input(path, MOST_BYTES) as file:
-                pixels = _decode(file.read(), path.suffix.lower() in (".tif", ".tiff"))
+                pixels = _decode(file.read())
         except BadInput:
             raise
         except Exception as error:  # decoders fail in many ways
-            reason = " ".join(str(error).split())[:120]
+            reason = " ".join(str(error.__cause__ or error).split())[:120]
             if reason.endswith("can not handle the given uri."):  # imageio's, of bytes
                 reason = f"its {path.stat().st_size:,} bytes are of no known format"
             raise BadInput(f"{path}: not a readable picture: {reason}") from None
     return to_rgb(pixels, path)
 
 
-def _decode(content, is_tiff):
+def _decode(content):
     """The pixels in a file's bytes; of inks (CMYK), palettes and negatives, whose numbers are no colours, as RGB."""
     import tifffile
     from PIL import Image
 
-    if is_tiff:
+    if content[:4] in TIFF:
         pixels = iio.imread(content, plugin="tifffile")
         with tifffile.TiffFile(io.BytesIO(content)) as file:
             plain = file.pages[0].photometric.name in ("MINISBLACK", "RGB", "YCBCR")
+            if file.series[0].axes == "SYX":  # a plane for each colour
+                pixels = np.moveaxis(pixels, 0, -1)
     else:
         pixels = iio.imread(content, plugin="pillow")
         plain = pixels.ndim != 3 or pixels.shape[2] != 4 or Image.open(io.BytesIO(content)).mode != "CMYK"

@@ -12,7 +12,7 @@ from matplotlib.ticker import MaxNLocator
 
 from common import cli
 from common.errors import BadInput
-from common.files import atomic_open, open_input
+from common.files import atomic_open, make_folder, open_input
 from experiments.stats import read_numbers
 
 CURVES = {"train_running_acc": "training (running)", "eval_acc": "validation", "test_acc": "test"}
@@ -28,6 +28,7 @@ def parse_args(argv=None):
 def main(argv=None):
     args = parse_args(argv)
     check_picture(args.out)
+    make_folder(args.out.absolute().parent)
     table = read_curves(args.logdirs)
     draw(table, args.out)
     print(f"wrote {args.out}")

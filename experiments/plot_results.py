@@ -40,7 +40,10 @@ def add_out_flag(parser) -> None:
 
 def main(argv=None):
     args = parse_args(argv)
-    for name in args.figures or sorted(name for name in FIGURES if results.path_of(args.out, name).exists()):
+    names = args.figures or sorted(name for name in FIGURES if results.path_of(args.out, name).exists())
+    if not names:
+        raise BadInput(f"--out {args.out}: no tables of figures in results/ there")
+    for name in names:
         for path in draw_figure(name, args.out):
             print(f"wrote {path}")
     if args.results_md:

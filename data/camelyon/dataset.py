@@ -85,7 +85,7 @@ def list_crops(folder: Path, flag: str) -> dict[str, list[str]]:
         raise BadInput(f"--{flag} {folder}: no such folder")
     if os.path.lexists(folder / "crops.csv"):
         Manifest(folder).check("crops.csv")
-        found = read_table(folder / "crops.csv", usecols=["file"], dtype=str)["file"].dropna().tolist()
+        found = _read_names(folder / "crops.csv")
     elif (folder / "extraction.json").exists():
         raise BadInput(f"--{flag} {folder}: the extraction has not finished; run the same command again")
     else:
@@ -102,6 +102,20 @@ def list_crops(folder: Path, flag: str) -> dict[str, list[str]]:
         raise BadInput(f"--{flag} {folder}: no {'positive' if positive else 'negative'} crops in it{other}")
     parts = {split: f"{part}/" if part else "" for split, part in SPLIT_FOLDERS.items()}
     return {split: [name for name in crops if name[: name.rfind("/") + 1] == part] for split, part in parts.items()}
+
+
+def _read_names(path):
+    """The crops that a crops.csv names. BadInput for one named twice, or in a folder of no split."""
+    table = read_table(path, usecols=["file"], dtype=str).dropna()
+    for line, name, again in zip(table.index + 2, table["file"], table.duplicated(), strict=True):
+        if again:
+            raise BadInput(f"{path}, line {line}: {name} is named twice")
+        if name.rpartition("/")[0] not in SPLIT_FOLDERS.values():
+            places = ", ".join(f"{part}/NAME" if part else "NAME" for part in SPLIT_FOLDERS.values())
+            raise BadInput(f"{path}, line {line}: found {name}, expected {places}")
+    if table.empty:
+        raise BadInput(f"{path}: names no crops")
+    return table["file"].tolist()
 
 
 def note_splits(args) -> None:

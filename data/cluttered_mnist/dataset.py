@@ -166,12 +166,13 @@ class ClutteredMNIST(Dataset):
 class Files:
     """Canvases of one split in .npz files; `origin` is the recipe or noise they were written from, if known.
 
-    A file is looked for beside the CSV first, since an absolute path may be of another machine.
+    A file that is not where the CSV says is looked for beside it, and so is every absolute path first, which may be of
+    another machine.
     """
 
     def __init__(self, path: Path, names: list[str], origin=None):
         beside = {file.name for file in path.iterdir()}
-        self.paths = [path / (_base_name(name) if _base_name(name) in beside else name) for name in names]
+        self.paths = [path / (_base_name(name) if _lies(path, name, beside) else name) for name in names]
         missing = [file for file in self.paths if file.name not in beside and not os.path.lexists(file)]
         if missing:
             raise BadInput(f"{missing[0]}: no such file ({len(missing)} of {len(names)} canvases are missing)")
@@ -241,6 +242,7 @@ def _read_csv(path, manifest, unfinished):
     positions = np.isfinite(numbers[["needle_y", "needle_x"]]).all(axis=1)
     marked = table[["needle_y", "needle_x"]].notna().any(axis=1)
     _refuse_rows(path, table, ~numbers["label"].isin((0, 1)) | table["img_path"].isna(), "a file name and label 0 or 1")
+    _refuse_rows(path, table, table["img_path"].duplicated(), "every file once")
     _refuse_rows(path, table, marked & ~positions, "numbers needle_y,needle_x or none")
     if marked.any():
         _refuse_rows(path, table, (numbers["label"] == 1) & ~positions, "needle_y,needle_x on every positive")
@@ -253,6 +255,12 @@ def _refuse_rows(path, table, wrong, expected):
         row = int(np.argmax(wrong))
         found = ",".join(table.iloc[row].fillna("").astype(str))
         raise BadInput(f"{path}, line {row + 2}: found {found}, expected {expected}")
+
+
+def _lies(path, name, beside):
+    """Whether a canvas lies beside the CSV, whatever its path there says."""
+    base = _base_name(name)
+    return base in beside and (base == name or Path(name).is_absolute() or not os.path.lexists(path / name))
 
 
 def _base_name(name):

@@ -48,6 +48,21 @@ def test_a_palettes_colours_and_a_negatives_greys_are_those_that_show(tmp_path):
     np.testing.assert_array_equal(read_image(tmp_path / "negative.tif")[..., 1], RGB[..., 0])
 
 
+def test_colours_in_planes_of_their_own_and_a_picture_of_another_ending_are_read(tmp_path):
+    tifffile.imwrite(tmp_path / "planes.tif", np.moveaxis(RGB, -1, 0), photometric="rgb", planarconfig="separate")
+    iio.imwrite(tmp_path / "a.png", RGB)
+    (tmp_path / "a.png").rename(tmp_path / "a.tif")
+    for name in ("planes.tif", "a.tif"):
+        np.testing.assert_array_equal(read_image(tmp_path / name), RGB)
+
+
+def test_a_picture_too_large_for_the_decoder_is_said_to_be(tmp_path, monkeypatch):
+    iio.imwrite(tmp_path / "a.png", RGB)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 50)
+    with pytest.raises(BadInput, match=r"a\.png: not a readable picture: Image size \(120 pixels\) exceeds limit"):
+        read_image(tmp_path / "a.png")
+
+
 @pytest.mark.parametrize("content", [b"", b"not a picture", b"\x89PNG\r\n\x1a\n", b"BM" + bytes(60)])
 @pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.tif", "a.bmp", "a.npy"])
 def test_what_is_no_picture_is_named(tmp_path, name, content):
@@ -64,8 +79,23 @@ def test_an_array_that_is_no_picture_is_named(tmp_path, array):
         read_image(tmp_path / "a.npy")
 
 
+def test_pictures_in_linked_folders_are_found_and_a_link_back_ends(tmp_path):
+    """Else an audit would call a split clean whose pictures it had not seen."""
+    (tmp_path / "store" / "a").mkdir(parents=True)
+    (tmp_path / "store" / "a" / "1.png").touch()
+    (tmp_path / "mine").mkdir()
+    for name, target in (("linked", tmp_path / "store"), ("back", tmp_path), ("3.png", tmp_path / "store/a/1.png")):
+        (tmp_path / "mine" / name).symlink_to(target)
+    (tmp_path / "store" / "b").symlink_to(tmp_path / "store" / "a")
+    assert list_images(tmp_path / "mine") == [
+        "3.png",
+        *("back/store/a/1.png", "back/store/b/1.png"),
+        *("linked/a/1.png", "linked/b/1.png"),
+    ]
+
+
 def test_pictures_are_found_below_a_folder_in_one_order(tmp_path):
-    for name in ("b/2.png", "b/1.jpg", "a.TIF", ".hidden.png", "note.txt", "c_seg.npy"):
+    for name in ("b/2.png", "b/1.jpg", "a.TIF", ".hidden.png", ".ipynb_checkpoints/2.png", "note.txt", "c_seg.npy"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     assert list_images(tmp_path) == ["a.TIF", "b/1.jpg", "b/2.png"]

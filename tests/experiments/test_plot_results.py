@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure as Canvas
 
+from common.errors import BadInput
 from experiments import drawing, plot_results, results
 from experiments.figures import FIGURES, SMALL
 from tests.experiments.sweeps import size_needed, table_of
@@ -104,4 +105,5 @@ def test_plot_results_names_the_figures_that_it_knows(tmp_path, capsys):
     with pytest.raises(SystemExit):
         plot_results.main(["figure99"])
     assert "invalid choice: 'figure99' (choose from figure4, " in capsys.readouterr().err
-    plot_results.main(["--out", str(tmp_path)])  # nothing to draw
+    with pytest.raises(BadInput, match="no tables of figures in results/ there"):
+        plot_results.main(["--out", str(tmp_path)])

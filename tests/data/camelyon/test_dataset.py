@@ -96,6 +96,21 @@ def test_crops_csv_decides_what_is_read(args):
         load_splits(args)
 
 
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        ("a_img.npy\na_img.npy", "line 3: a_img.npy is named twice"),
+        ("a_img.npy\nval/b_img.npy", "line 3: found val/b_img.npy, expected NAME, valid/NAME, test/NAME"),
+        ("../a_img.npy", "line 2: found ../a_img.npy"),
+        ("", "names no crops"),
+    ],
+)
+def test_a_crop_named_twice_or_in_no_splits_folder_is_refused(args, rows, said):
+    (args.pos_path / "crops.csv").write_text(f"file\n{rows}\n")
+    with pytest.raises(BadInput, match=rf"crops\.csv(: |, ){said}"):
+        load_splits(args)
+
+
 def test_an_unfinished_extraction_is_refused(args):
     (args.pos_path / "extraction.json").write_text(json.dumps({"seed": 42}))
     with pytest.raises(BadInput, match="not finished"):

@@ -164,6 +164,18 @@ def test_absolute_paths_are_followed_where_the_folder_lacks_the_file(first_relea
     assert load(first_release)["val"][0][0].max() > 0.9
 
 
+def test_canvases_in_sub_folders_are_not_those_of_the_same_name_beside_the_csv(first_release):
+    for split in SPLITS:
+        (first_release / split).mkdir()
+        for i in range(6):
+            (first_release / canvas_name(split, i)).rename(first_release / split / f"{i}.npz")
+        table = (first_release / f"{split}.csv").read_text().replace(f"/cluster/data/mnist/{split}_", f"{split}/")
+        (first_release / f"{split}.csv").write_text(table)
+    before = load(first_release)["val"][0][0]
+    shutil.copy(first_release / "train" / "3.npz", first_release / "0.npz")
+    assert torch.equal(load(first_release)["val"][0][0], before)
+
+
 def test_recipe_serves_a_csv_with_chosen_rows(nmnist, recipe_only):
     lines = (recipe_only / "train.csv").read_text().splitlines()
     (recipe_only / "train.csv").write_text("\n".join([lines[0], lines[6], lines[3]]) + "\n")
@@ -212,6 +224,7 @@ def edit(path, name, change):
         (lambda path: edit(path, "val.csv", lambda text: b'a\n"\xff\xfe,\n'), "val.csv"),
         (lambda path: edit(path, "test.csv", lambda text: text.replace(b",1", b",2")), "test.csv, line 2.*0 or 1"),
         (lambda path: edit(path, "test.csv", lambda text: text.replace(b",0", b",")), "test.csv, line 3.*0 or 1"),
+        (lambda path: edit(path, "test.csv", lambda text: text.replace(b"t_3", b"t_2")), "line 5.*every file once"),
         (lambda path: (path / "test_4.npz").unlink(), r"test_4.npz: no such file \(1 of 6"),
         (lambda path: edit(path, "val_0.npz", lambda data: data[:100]), "val_0.npz: damaged"),
     ],
