@@ -98,7 +98,9 @@ def files_below(folder: Path, endings: Sequence[str], above: tuple[str, ...] = (
     if real in above:
         return []
     found = []
-    for path in (Path(folder) / entry for entry in os.listdir(folder) if not entry.startswith(".")):
+    for path in Path(folder).iterdir():
+        if path.name.startswith("."):
+            continue
         if path.is_dir():
             found += files_below(path, endings, (*above, real))
         elif path.suffix.lower() in endings:
