@@ -8,7 +8,7 @@ import numpy as np
 import common  # noqa: F401 (before torch)
 from common import cli, lock, processes, runfolder
 from common.errors import BadInput
-from common.files import make_subfolder, write_csv, write_json
+from common.files import make_folder, make_subfolder, write_csv, write_json
 from data import loaders
 from mil import bag_list, bags, feature_files, features, folds, pseudo_labels, report, rounds, tiles
 from mil.bags import Bags
@@ -53,6 +53,12 @@ def check_flags(args) -> None:
     rounds.check_flags(args)
     if args.folds and args.datatype != "features":
         raise BadInput(f"--folds {args.folds}: is for --datatype features; --datatype {args.datatype} has its splits")
+    if args.fold_scheme != "cv" and not args.folds:
+        raise BadInput(f"--fold_scheme {args.fold_scheme}: goes with --folds")
+    if args.num_examples and args.datatype == "features":
+        raise BadInput(f"--num_examples {args.num_examples}: goes with images, not with --datatype features")
+    if args.pseudo_labels:
+        make_folder(args.pseudo_labels.absolute().parent)
     if args.folds and args.pseudo_labels:
         raise BadInput("--pseudo_labels: with --folds there are several models; train without --folds")
     if args.datatype == "features" and args.bags is None:

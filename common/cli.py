@@ -225,6 +225,8 @@ def shortage(error: BaseException) -> str | None:
         return OUT_OF_MEMORY
     if text.endswith(") exited unexpectedly"):  # a loader process with an exit code that nobody saw
         return TOO_MANY_FILES
+    if isinstance(error, (ConnectionResetError, ConnectionRefusedError)):  # one that ended as it handed over a batch
+        return TOO_MANY_FILES
     return next((message for sign, message in SHORTAGES.items() if sign in text), None)
 
 

@@ -52,7 +52,7 @@ def import_bags(args) -> None:
     table = read_table(args.dataset, dtype=str, keep_default_na=False)
     if table.shape[1] < 2 or table.empty:
         raise BadInput(f"{args.dataset}: expected rows of path,label, found {len(table)} of {','.join(table.columns)}")
-    root = args.root or args.dataset.absolute().parents[2]
+    root = args.root or [*args.dataset.absolute().parents][:3][-1]  # of datasets/NAME/NAME.csv
     rows = []
     for line, (path, label) in enumerate(table.iloc[:, :2].itertuples(index=False), 2):
         file = root / path
@@ -71,6 +71,8 @@ def export_bags(args) -> None:
     """Write datasets/NAME of a list of bags."""
     if sorted(args.classes) != args.classes or len(set(args.classes)) < 2:
         raise BadInput(f"--classes {' '.join(args.classes)}: expected two names or more in the alphabet's order")
+    if len(args.out.absolute().parents) < 2:
+        raise BadInput(f"--out {args.out}: expected a folder datasets/NAME")
     rows = bag_list.read(args.bags, classes=len(args.classes))
     out = make_folder(args.out)
     paths = {name: [] for name in args.classes}

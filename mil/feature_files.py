@@ -120,9 +120,17 @@ def read(path: Path, label: int) -> Tiles:
 
 
 def _spacing(corners):
-    """The least distance in px between tiles along one axis, 1 where they do not tell."""
-    gaps = np.concatenate([np.diff(np.unique(corners[:, axis])) for axis in (0, 1)])
-    return int(gaps.min()) if len(gaps) else 1
+    """The most frequent distance in px of neighbours in a row or column, the least of several; 1 without neighbours.
+
+    Tissue in several pieces has a grid for each, and pieces lie at any distance.
+    """
+    gaps = []
+    for along, across in ((0, 1), (1, 0)):
+        ordered = corners[np.lexsort((corners[:, along], corners[:, across]))]
+        steps = np.diff(ordered, axis=0)
+        gaps.append(steps[(steps[:, across] == 0) & (steps[:, along] > 0), along])
+    found, counts = np.unique(np.concatenate(gaps), return_counts=True)
+    return int(found[counts.argmax()]) if len(found) else 1
 
 
 def _read_h5(path):

@@ -331,7 +331,11 @@ def end_of_epoch(learner: Learner, pace: Pace, splits, epoch: int) -> tuple[Pace
     pace, found = pace.grown(epoch, args), dict.fromkeys(ROUND, float("nan"))
     if is_round(epoch, args):
         result, scores = mil_round(epoch, splits, args, learner.device)
-        pace = pace.after_round(result, scores, args)
+        before, pace = pace, pace.after_round(result, scores, args)
+        chosen = [name for name in ENCODER_BAGS[args.encoder_bags] if splits[name].positive.any()]
+        if not any((pace.scores[name][splits[name].positive] > args.threshold).any() for name in chosen):
+            print(f"--threshold {args.threshold:g}: no tile of a positive bag passes it in this round; scores stay")
+            pace = replace(pace, scores=before.scores, updated=before.updated)
         found |= {name: result[name] for name in ROUND}
     return pace, found | {"share": pace.share, "negative_share": pace.negative_share, "updated": float(pace.updated)}
 

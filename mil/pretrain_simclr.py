@@ -61,6 +61,8 @@ def parse_args(argv=None):
 def main(argv=None):
     args = parse_args(argv)
     device = processes.select_alone("mil/pretrain_simclr.py", args.device, args.precision, args.deterministic)
+    if args.batch_size < 2:
+        raise BadInput(f"-b {args.batch_size}: expected 2 tiles or more, which are told from each other")
     splits = tiles.load(args, args.tiles_of)
     loaders.verify(args, *filter(None, (args.data_path, args.pos_path, args.neg_path)))
     data = Joined(list(splits.values()))

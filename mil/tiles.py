@@ -15,7 +15,7 @@ from common.errors import BadInput
 from data import SPLITS, loaders, tiles
 from data.camelyon import dataset as camelyon
 from data.cluttered_mnist import dataset as mnist
-from data.photos import list_images, read_image
+from data.photos import list_images, read_image, size_of
 from mil import bag_list
 from mil.bags import UNKNOWN, Bags
 
@@ -156,8 +156,9 @@ class CutTiles(TileBags):
 class FolderTiles(TileBags):
     """Folders of pictures, each a bag. Tiles stand in a grid by their names, column_row or x_y_z.
 
-    The grid is the image, so that a tile is one px of it; z is the tile's truth. BadInput names a folder without
-    tiles, a tile of another name, or one of another size.
+    The grid is the image, so that a tile is one px of it; z is the tile's truth. `sides`, of the first tile, height and
+    width in px. BadInput names a folder without tiles, a tile of another name or in another's place, or one of another
+    size than the first.
     """
 
     def __init__(self, rows: list[bag_list.Row]):
@@ -166,17 +167,22 @@ class FolderTiles(TileBags):
             found = sorted((place_of(row.file / name), name) for name in list_tiles(row.file, row.bag))
             self.files.append([row.file / name for _, name in found])
             places = np.array([place for place, _ in found], np.int64)  # (n, 3)
+            again = np.flatnonzero((places[1:, :2] == places[:-1, :2]).all(axis=1))
+            if len(again):
+                first, second = (found[again[0] + k][1] for k in (0, 1))
+                raise BadInput(f"{row.file / second}: in the place of {first}")
             corners.append(places[:, :2])
             truth.append(places[:, 2].astype(np.int8) if row.label else np.zeros(len(found), np.int8))
         super().__init__([row.bag for row in rows], np.array([row.label for row in rows], np.int64), corners, truth, 1)
+        self.sides = size_of(self.files[0][0])
 
     def pictures(self, bag: int, numbers: np.ndarray) -> Tensor:
         paths = [self.files[bag][n] for n in numbers]
         found = [torch.tensor(read_image(path)).permute(2, 0, 1).float() / 255 for path in paths]
         for path, picture in zip(paths, found, strict=True):
-            if picture.shape != found[0].shape:
-                sides = [f"{each.shape[1]} x {each.shape[2]} px" for each in (picture, found[0])]
-                raise BadInput(f"{path}: has {sides[0]}, expected {sides[1]} as its neighbours have")
+            if picture.shape[1:] != self.sides:
+                sides = [f"{height} x {width} px" for height, width in (picture.shape[1:], self.sides)]
+                raise BadInput(f"{path}: has {sides[0]}, expected {sides[1]} as the first tile has")
         return torch.stack(found)
 
     def digest(self) -> bytes:
@@ -258,8 +264,16 @@ def load(args, names: Sequence[str] = SPLITS) -> dict[str, TileBags]:
     if args.datatype == "tiles":
         if args.bags is None:
             raise BadInput("--bags: missing, expected the list of bags that tile_slides.py writes")
+        if args.num_examples:
+            raise BadInput(f"--num_examples {args.num_examples}: goes with images, not with --datatype tiles")
         by_split = bag_list.by_split(bag_list.read(args.bags, folder=args.root_dir), args.bags, names)
-        return {name: FolderTiles(by_split[name]) for name in names}
+        found = {name: FolderTiles(by_split[name]) for name in names}
+        first = found[names[0]]
+        for each in found.values():
+            if each.sides != first.sides:
+                paths = [str(part.files[0][0]) for part in (each, first)]
+                raise BadInput(f"{paths[0]}: differs in size from {paths[1]}: {each.sides} and {first.sides} px")
+        return found
     found = {}
     for name, data in IMAGES[args.datatype].load_splits(args, names).items():
         indices = np.arange(len(data))

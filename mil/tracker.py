@@ -36,7 +36,11 @@ class Tracker:
         if not os.environ.get(KEY):
             print(f"--tracker comet: {KEY} is not set; logging to stats.csv and TensorBoard alone", file=sys.stderr)
             return
-        self.experiment = comet_ml.start(project_name=name)
+        try:
+            self.experiment = comet_ml.start(project_name=name)
+        except Exception as error:  # no network, or a wrong key
+            said = cli.plain_line(error)[:200]
+            print(f"--tracker comet: {said}; logging to stats.csv and TensorBoard alone", file=sys.stderr)
 
     def log(self, row: dict) -> None:
         """Send the finite numbers of an epoch."""

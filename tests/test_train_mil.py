@@ -236,6 +236,10 @@ def test_a_bag_without_tiles_is_refused(tmp_path, capsys):
         (["--datatype", "mnist", "--epoch_to_extract_mil", "50"], "--epoch_to_extract_mil 50: counts from 0"),
         (["--datatype", "mnist", "--ranking_loss", "perhaps"], "expected yes or no"),
         (["--datatype", "slides"], "invalid choice"),
+        (["--datatype", "mnist", "--fold_scheme", "cv-standalone-test"], "goes with --folds"),
+        (["--datatype", "features", "--bags", "b", "--num_examples", "4"], "--num_examples 4: goes with images"),
+        (["--datatype", "tiles", "--bags", "b", "--num_examples", "4"], "--num_examples 4: goes with images"),
+        (["--datatype", "mnist", "--pseudo_labels", "/proc/x/p"], "/proc/x: cannot write to this folder"),
     ],
 )
 def test_wrong_flags(tmp_path, capsys, flags, said):

@@ -5,6 +5,7 @@ Flags and defaults are HNM-WSI's. What its traps were is mended: see docs/MIL.md
 
 import os
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -107,8 +108,11 @@ def translate(args, logdir: Path, bags: Path) -> list[str]:
     for name in ("pseudo_label_path", "witness_rate"):
         if getattr(args, name) is not None:
             flags += [f"--{name}", getattr(args, name)]
-    if args.comet_api_key:
-        flags += ["--tracker", "comet"]
+    if os.environ.get(tracker.KEY):
+        if find_spec("comet_ml") is None:
+            print("--comet_api_key: needs the package comet_ml; going on without", file=sys.stderr)
+        else:
+            flags += ["--tracker", "comet"]
     return list(map(str, flags))
 
 

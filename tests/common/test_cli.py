@@ -115,6 +115,7 @@ def test_pictures_are_drawn_whatever_backend_a_notebook_exports():
         (RuntimeError("received 0 items of ancdata"), "ulimit -n"),
         (RuntimeError("DataLoader worker (pid(s) 7, 8) exited unexpectedly"), "ulimit -n"),
         (OSError(errno.EMFILE, os.strerror(errno.EMFILE)), "ulimit -n"),
+        (ConnectionResetError(errno.ECONNRESET, os.strerror(errno.ECONNRESET)), "ulimit -n"),
         (OSError(errno.EMFILE, os.strerror(errno.EMFILE), "data.csv"), "fewer --workers"),
         (OSError("Caught OSError in DataLoader worker process 0.\n[Errno 24] Too many open files"), "ulimit -n"),
         (ImportError("libz.so: cannot open shared object file: Too many open files"), "ulimit -n"),

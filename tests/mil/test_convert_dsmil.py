@@ -46,6 +46,11 @@ def test_a_missing_file_of_features_is_named(tmp_path):
         convert_dsmil.main(["import", "--dataset", str(path), "--out", str(tmp_path / "back.csv")])
 
 
+def test_places_too_near_the_root_are_refused(bags, capsys):
+    with pytest.raises(BadInput, match="--out /NAME: expected a folder datasets/NAME"):
+        convert_dsmil.main(["export", "--bags", str(bags), "--out", "/NAME"])
+
+
 def test_classes_are_in_the_alphabets_order(bags, tmp_path):
     flags = ["export", "--bags", str(bags), "--out", str(tmp_path / "out"), "--classes", "tumour", "normal"]
     with pytest.raises(BadInput, match="expected two names or more in the alphabet's order"):

@@ -60,6 +60,14 @@ def test_every_format_gives_its_features(written):
     assert found.truth.tolist() == ([0, 1, 0, -1] if written.name == "c.npz" else [-1] * 4)
 
 
+def test_the_side_of_tiles_is_that_of_most_neighbours(tmp_path):
+    """Tissue in two pieces, whose grids begin anywhere."""
+    y, x = (each.ravel() * 256 for each in np.meshgrid(range(20), range(20), indexing="ij"))
+    corners = np.concatenate([np.stack([y, x], 1), np.stack([y + 2601, x + 1283], 1)])
+    np.savez(tmp_path / "a.npz", features=np.zeros((800, 4), np.float32), tile=corners)
+    assert feature_files.read(tmp_path / "a.npz", 1).side == 256
+
+
 def test_all_tiles_of_a_negative_bag_are_negative(tmp_path):
     write_pt(tmp_path / "a.pt")
     assert feature_files.read(tmp_path / "a.pt", label=0).truth.tolist() == [0] * 4

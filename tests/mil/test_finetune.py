@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -182,6 +183,47 @@ def test_scores_are_replaced_only_when_validation_does_not_fall():
     assert not pace.after_round({"val_f1": 0.9}, {"train": np.ones(2)}, args).updated
 
 
+def test_scores_of_which_none_passes_the_threshold_are_not_taken(bags, tmp_path, monkeypatch, capsys):
+    """Else the next epoch had no positives, and the run would end for good."""
+    args = finetune.parse_args(flags(bags, tmp_path, "--threshold", 0.5))
+    splits = finetune.tiles.load(args)
+    old, low = ({name: np.full(len(splits[name]), p) for name in ("train", "val")} for p in (0.9, 0.1))
+    monkeypatch.setattr(finetune, "mil_round", lambda *_: (dict.fromkeys(finetune.ROUND, 0.5), low))
+    monkeypatch.setattr(finetune, "save_encoder", lambda *_: None)
+    learner = SimpleNamespace(args=args, device=torch.device("cpu"))
+    pace, _ = finetune.end_of_epoch(learner, Pace(old, 0.2, 0.2), splits, 1)
+    assert pace.scores is old and not pace.updated and len(pace.rounds) == 1
+    assert "--threshold 0.5: no tile of a positive bag passes it in this round" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("mask", ["yes", "no"])
+def test_negatives_attract_each_other_and_after_the_warm_up_positives_too(mask, tmp_path, monkeypatch):
+    """By HNM-WSI: mode 2 of N_clean beside P_full, then mode 1 of N beside P; uncertain tiles are masked."""
+    args = finetune.parse_args(flags("b", tmp_path, "--mask_uncertain_neg", mask))
+    sizes, seen = finetune.batch_sizes(args), []
+
+    def supcon(z, labels, mode, uncertain, *_):
+        seen.append((mode, labels.tolist(), None if uncertain is None else uncertain.tolist()))
+        return z.sum()
+
+    monkeypatch.setattr(finetune.contrastive, "supcon", supcon)
+    encoder, cpu = encoders.build(args)[0], torch.device("cpu")
+    optimizer = torch.optim.SGD(encoder.parameters(), 0.0)
+    learner = finetune.Learner(encoder, optimizer, torch.amp.GradScaler("cpu", enabled=False), cpu, args)
+    bag_labels = torch.tensor([k % 2 for k in range(sum(sizes))])
+    half, truth = sum(sizes[:2]), [[0] * n + [1] * m for n, m in (sizes[:2], sizes[2:])]
+    bags_of = [bag_labels[:half].tolist(), bag_labels[half:].tolist()]
+    uncertain = [
+        [bag == 1 and label == 0 for bag, label in zip(*pair, strict=True)] for pair in zip(bags_of, truth, strict=True)
+    ]
+    expected = [(mode, truth[k], uncertain[k] if mask == "yes" else None) for k, mode in enumerate((2, 1))]
+    for positives_too in (False, True):
+        seen.clear()
+        tiles = torch.rand(sum(sizes) if positives_too else half, 3, 33, 33)
+        finetune.step(learner, tiles, bag_labels, positives_too)
+        assert seen == expected[: 1 + positives_too]
+
+
 def test_after_an_update_n_holds_uncertain_negatives_and_n_clean_does_not(bags):
     args = finetune.parse_args(flags(bags, "l", "--threshold", 0.5))
     data = finetune.tiles.load(args)["train"]
@@ -218,6 +260,25 @@ def test_the_encoder_does_not_see_validation_bags_unless_asked_to(bags, tmp_path
     monkeypatch.setattr(finetune, "report_best", lambda *_: None)
     finetune.main(flags(bags, tmp_path))
     assert finetune.ENCODER_BAGS[seen[0][1].encoder_bags] == ("train",)
+
+
+@pytest.mark.parametrize("splits", [("train",), ("train", "val")])
+def test_the_encoder_draws_from_the_bags_it_is_given(splits, bags, tmp_path, monkeypatch):
+    class Stopped(Exception):
+        pass
+
+    def stop(loaded, *_):
+        names = {name for split in splits for name in everything[split].names}
+        assert set(loaded.names) == names
+        raise Stopped
+
+    chosen = next(name for name, each in finetune.ENCODER_BAGS.items() if each == splits)
+    args = finetune.parse_args(flags(bags, tmp_path, "--encoder_bags", chosen))
+    everything = finetune.tiles.load(args)
+    monkeypatch.setattr(finetune.loaders, "batch_loader", stop)
+    monkeypatch.setattr(finetune, "first_pace", lambda *_: None)
+    with pytest.raises(Stopped):
+        finetune.fit(encoders.build(args)[0], everything, args, torch.device("cpu"), None)
 
 
 @pytest.mark.parametrize(

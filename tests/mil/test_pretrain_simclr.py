@@ -72,6 +72,11 @@ def test_a_tenth_of_the_tiles_validates():
     assert [len(batch) for batch in pretrain_simclr.batches(train, 11)] == [11] * 4  # a tile alone has no pair
 
 
+def test_a_batch_of_one_tile_is_refused(bags, tmp_path):
+    with pytest.raises(BadInput, match="-b 1: expected 2 tiles or more"):
+        run(bags, tmp_path, "-b", "1")
+
+
 def test_too_few_tiles_to_validate_are_refused(bags, tmp_path):
     with pytest.raises(BadInput, match="--val_share 0: leaves 0 of"):
         run(bags, tmp_path, "--val_share", "0")

@@ -135,6 +135,17 @@ def test_an_empty_bag_and_tiles_of_two_sizes_are_refused(folder):
     Image.new("RGB", (9, 8)).save(folder / "b" / "5_0.png")
     with pytest.raises(BadInput, match=r"5_0.png: has 8 x 9 px, expected 8 x 8 px"):
         FolderTiles(rows(folder)).__getitems__([3, 5])
+    for path in (folder / "b").iterdir():
+        Image.new("RGB", (9, 8)).save(path)
+    with pytest.raises(BadInput, match=r"b/0_0.png: has 8 x 9 px, expected 8 x 8 px"):
+        FolderTiles(rows(folder)).__getitems__([0, 3])
+
+
+def test_two_tiles_of_one_place_are_refused(folder):
+    """Else one would lose its score, or both have the same."""
+    Image.new("RGB", (8, 8)).save(folder / "a" / "9_2_1.png")
+    with pytest.raises(BadInput, match=r"a/9_2_1.png: in the place of 9_2_0.png"):
+        FolderTiles(rows(folder))
 
 
 def test_the_fingerprint_follows_names_labels_places_and_pixels(folder):

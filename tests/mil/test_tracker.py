@@ -35,6 +35,16 @@ def test_without_a_key_the_run_goes_on(comet, monkeypatch, capsys):
     assert comet == []
 
 
+def test_without_a_network_the_run_goes_on(comet, monkeypatch, capsys):
+    def start(project_name):
+        raise ConnectionError("no route to host")
+
+    monkeypatch.setenv(KEY, "key")
+    monkeypatch.setattr(sys.modules["comet_ml"], "start", start)
+    Tracker("comet", "run").log({"epoch": 1, "loss": 0.5})
+    assert "no route to host; logging to stats.csv and TensorBoard alone" in capsys.readouterr().err
+
+
 def test_with_a_key_the_finite_numbers_of_an_epoch_are_logged(comet, monkeypatch):
     monkeypatch.setenv(KEY, "key")
     Tracker("comet", "run").log({"epoch": 2, "loss": 0.5, "auc": float("nan")})
