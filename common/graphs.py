@@ -17,7 +17,7 @@ class CudaGraphs:
 
     def __init__(self, device: torch.device):
         self.device, self.stream = device, torch.cuda.Stream(device)
-        self.latest = self.failed = None  # graphs
+        self.failed = None  # a graph
 
     def warm_up(self, work: Callable):
         """The result of work(), on the stream that will be recorded."""
@@ -30,27 +30,25 @@ class CudaGraphs:
 
     def record(self, work: Callable) -> tuple[Callable, Tensor | None]:
         """What repeats the work, which is not done yet, and the memory that its result will lie in. RuntimeError."""
-        current = torch.cuda.current_stream(self.device)
+        graph, current = torch.cuda.CUDAGraph(), torch.cuda.current_stream(self.device)
         try:
-            return self._capture(work)
+            return graph.replay, self._capture(graph, work)
         except RuntimeError as error:
-            self._forget_failure()
+            self._forget(graph)
             raise RuntimeError(error.__context__ or error) from error  # the first reason; a second says it was there
         finally:
             torch.cuda.set_stream(current)  # which PyTorch leaves undone where recording fails
 
-    def _capture(self, work):
-        self.latest = graph = torch.cuda.CUDAGraph()
+    def _capture(self, graph, work):
         # loaders pin memory in other threads meanwhile
         with torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):
-            result = work()
-        return graph.replay, result
+            return work()
 
-    def _forget_failure(self):
+    def _forget(self, graph):
         """Record a trifle: else the generator draws no more, which PyTorch, to 2.11, leaves as in a recording."""
-        self.failed = self.latest  # the allocator still points to it
+        self.failed = graph  # to which the allocator still points
         with contextlib.suppress(RuntimeError):
-            self._capture(lambda: torch.zeros(1, device=self.device))
+            self._capture(torch.cuda.CUDAGraph(), lambda: torch.zeros(1, device=self.device))
 
 
 class Recorded:
