@@ -98,13 +98,13 @@ def files_below(folder: Path, endings: Sequence[str], above: tuple[str, ...] = (
     if real in above:
         return []
     found = []
-    for path in Path(folder).iterdir():
-        if path.name.startswith("."):
+    for entry in os.scandir(folder):  # which knows folders without asking for each file
+        if entry.name.startswith("."):
             continue
-        if path.is_dir():
-            found += files_below(path, endings, (*above, real))
-        elif path.suffix.lower() in endings:
-            found.append(path)
+        if entry.is_dir():
+            found += files_below(Path(entry), endings, (*above, real))
+        elif Path(entry.name).suffix.lower() in endings:
+            found.append(Path(entry))
     return found if above else sorted(found)
 
 
