@@ -225,13 +225,10 @@ def embed_all(queries: list[Images], gallery: Images, reference: Images, network
 def choose_threshold(gallery: Images, reference: Images, vectors: dict[str, Vectors], args, device) -> dict:
     """The distance of near-duplicates, and how often other images are as near: the rate of false alarms."""
     asked, in_gallery = vectors[f"{reference.split}_reference"], vectors[gallery.split]
-    groups, own, kind = gallery.groups(), reference.groups()[asked.places], "of another slide"
-    if (gallery.slides < 0).all():
-        folders = np.unique([Path(name).parent.as_posix() for name in gallery.names], return_inverse=True)[1]
-        groups, own, kind = folders, folders[asked.places], "of another folder"
-    if len(np.unique(groups)) == 1:
-        groups, own, kind = np.arange(len(gallery)), asked.places, ""
-    if reference is not gallery:
+    if reference is gallery:
+        groups, kind = strangers(gallery)
+        own = groups[asked.places]
+    else:
         groups, own, kind = None, None, f"of {gallery.split}"
     nearest = index.search(asked, in_gallery, 1, own, groups, device, "reference")[0][:, 0]
     nearest = nearest[np.isfinite(nearest)]
@@ -248,6 +245,15 @@ def choose_threshold(gallery: Images, reference: Images, vectors: dict[str, Vect
         said += "the rate of false alarms to expect"
     print(said)
     return {"distance": threshold, "auto": auto, "false_alarm_rate": rate, "reference": len(nearest), "neighbour": kind}
+
+
+def strangers(images: Images) -> tuple[np.ndarray, str]:
+    """(N,) int, equal for images that may be copies of each other, and what the others are called."""
+    groups, kind = images.groups(), "of another slide"
+    if (images.slides < 0).all():
+        folders = [Path(name).parent.as_posix() for name in images.names]
+        groups, kind = np.unique(folders, return_inverse=True)[1], "of another folder"
+    return (groups, kind) if len(np.unique(groups)) > 1 else (np.arange(len(images)), "")
 
 
 def look_up(queries: Images, gallery: Images, vectors: dict[str, Vectors], threshold: float, args, device) -> Matches:

@@ -57,12 +57,12 @@ def check_flags(args) -> None:
         raise BadInput(f"--fold_scheme {args.fold_scheme}: goes with --folds")
     if args.num_examples and args.datatype == "features":
         raise BadInput(f"--num_examples {args.num_examples}: goes with images, not with --datatype features")
-    if args.pseudo_labels:
-        make_folder(args.pseudo_labels.absolute().parent)
     if args.folds and args.pseudo_labels:
         raise BadInput("--pseudo_labels: with --folds there are several models; train without --folds")
     if args.datatype == "features" and args.bags is None:
         raise BadInput("--bags: missing, expected a list of bag,label,split,file")
+    if args.pseudo_labels:
+        make_folder(args.pseudo_labels.absolute().parent)
 
 
 def train_on_tiles(args, device) -> None:

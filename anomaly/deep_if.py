@@ -49,7 +49,8 @@ class Forest(nn.Module):
         """Fit to features (N, D) float32 with scikit-learn."""
         from sklearn.ensemble import IsolationForest
 
-        fitted = IsolationForest(n_estimators=TREES, max_samples=min(SAMPLES, len(features)), random_state=seed % 2**32)
+        seed %= 2**32  # scikit-learn takes no more
+        fitted = IsolationForest(n_estimators=TREES, max_samples=min(SAMPLES, len(features)), random_state=seed)
         fitted.fit(features)
         for number, (tree, columns) in enumerate(zip(fitted.estimators_, fitted.estimators_features_, strict=True)):
             self._take(number, tree.tree_, torch.from_numpy(columns))

@@ -4,6 +4,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from common.processes import exact_products
+
 BLOCK = 2048  # queries, and 8 times as many gallery vectors, that are compared at once: 128 MB
 
 
@@ -30,12 +32,12 @@ def k_nearest(
 
 
 def _search(block, gallery, k, groups, gallery_groups, device):
-    """Distances and indices (m, k) of one block of queries, by passes over the gallery; exact under autocast, too."""
+    """Distances and indices (m, k) of one block of queries, by passes over the gallery."""
     best = torch.full((len(block), k), torch.inf, device=device)
     found = torch.full((len(block), k), -1, dtype=torch.int64, device=device)
     for first in range(0, len(gallery), 8 * BLOCK):
         part = _tensor(gallery[first : first + 8 * BLOCK], device)
-        with torch.autocast(block.device.type, enabled=False):
+        with exact_products(block.device):
             squares = torch.addmm(part.square().sum(1), block, part.T, alpha=-2)  # less the queries' own squares
         if groups is not None:
             own = groups[:, None] == _tensor(gallery_groups[first : first + 8 * BLOCK], device)

@@ -111,6 +111,18 @@ def autocast(device: torch.device, precision: str):
     return torch.autocast(device.type, dtype, cache_enabled=False) if dtype else contextlib.nullcontext()
 
 
+@contextlib.contextmanager
+def exact_products(device: torch.device):
+    """Matrix products in whole float32, whatever autocast and TF32 say around it."""
+    matmul = torch.backends.cuda.matmul
+    before, matmul.allow_tf32 = matmul.allow_tf32, False
+    try:
+        with torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        matmul.allow_tf32 = before
+
+
 def seed_everything(seed: int, epoch: int = 0, *position: int) -> None:
     """Seed Python, NumPy and torch by the run's seed and a position (epoch, step, process) in it.
 

@@ -272,8 +272,11 @@ def is_done(run: DetectorTrial) -> bool:
     except BadInput:  # they were removed
         return False
     weights = Path(getattr(args, "embedder_weights", ""))
-    same_weights = not weights.is_file() or config["model"].get("weights_sha256") == sha256_of(weights)
+    same_weights = not weights.is_file() or config["model"].get("weights_sha256") == digest_of(weights)
     return same_weights and found == (config.get("data"), scored.get("data"))
+
+
+digest_of = functools.cache(sha256_of)  # half a gigabyte, asked for every run
 
 
 def data_of(args) -> tuple[tuple[str, object], ...]:

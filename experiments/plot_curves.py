@@ -28,8 +28,8 @@ def parse_args(argv=None):
 def main(argv=None):
     args = parse_args(argv)
     check_picture(args.out)
-    make_folder(args.out.absolute().parent)
     table = read_curves(args.logdirs)
+    make_folder(args.out.absolute().parent)
     draw(table, args.out)
     print(f"wrote {args.out}")
 

@@ -331,13 +331,18 @@ def end_of_epoch(learner: Learner, pace: Pace, splits, epoch: int) -> tuple[Pace
     pace, found = pace.grown(epoch, args), dict.fromkeys(ROUND, float("nan"))
     if is_round(epoch, args):
         result, scores = mil_round(epoch, splits, args, learner.device)
-        before, pace = pace, pace.after_round(result, scores, args)
-        chosen = [name for name in ENCODER_BAGS[args.encoder_bags] if splits[name].positive.any()]
-        if not any((pace.scores[name][splits[name].positive] > args.threshold).any() for name in chosen):
-            print(f"--threshold {args.threshold:g}: no tile of a positive bag passes it in this round; scores stay")
-            pace = replace(pace, scores=before.scores, updated=before.updated)
+        pace = with_positives(pace.after_round(result, scores, args), pace, splits, args)
         found |= {name: result[name] for name in ROUND}
     return pace, found | {"share": pace.share, "negative_share": pace.negative_share, "updated": float(pace.updated)}
+
+
+def with_positives(after: Pace, before: Pace, splits, args) -> Pace:
+    """The pace after a round, with the scores of before where none of its own would leave a positive to learn from."""
+    parts = [(after.scores[name], splits[name].positive) for name in ENCODER_BAGS[args.encoder_bags]]
+    if any((scores[positive] > args.threshold).any() for scores, positive in parts):
+        return after
+    print(f"--threshold {args.threshold:g}: no tile of a positive bag passes it in this round; scores stay")
+    return replace(after, scores=before.scores, updated=before.updated)
 
 
 def is_round(epoch: int, args) -> bool:

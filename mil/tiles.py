@@ -272,7 +272,7 @@ def load(args, names: Sequence[str] = SPLITS) -> dict[str, TileBags]:
         for each in found.values():
             if each.sides != first.sides:
                 paths = [str(part.files[0][0]) for part in (each, first)]
-                raise BadInput(f"{paths[0]}: differs in size from {paths[1]}: {each.sides} and {first.sides} px")
+                raise BadInput(f"{paths[0]}: differs in size from {paths[1]}, which is of another split")
         return found
     found = {}
     for name, data in IMAGES[args.datatype].load_splits(args, names).items():

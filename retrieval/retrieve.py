@@ -62,7 +62,7 @@ def main(argv=None):
 
 
 def numbers_of_files(queries: list[str], gallery: list[str], args) -> tuple[np.ndarray, np.ndarray]:
-    """(M,) and (N,) int, equal for the same file, in whichever folder it was found."""
+    """(M,) and (N,) int, equal for one name in one folder, wherever that was found from."""
     paths = [(args.query or args.folder).resolve() / name for name in queries]
     paths += [args.folder.resolve() / name for name in gallery]
     numbers = np.unique([str(path) for path in paths], return_inverse=True)[1]

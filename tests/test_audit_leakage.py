@@ -190,6 +190,13 @@ def test_near_duplicates_within_a_sub_folder_do_not_lower_the_threshold(tmp_path
     assert share(summary, "test") > 0.9
 
 
+def test_a_small_split_searched_in_itself_takes_its_threshold_of_a_larger_one(tmp_path):
+    train, test = pictures(tmp_path / "a", [1, 2, 3]), pictures(tmp_path / "b", range(10, 30))
+    iio.imwrite(train / "copy.png", iio.imread(train / "1.png"))
+    _, summary, _ = run(tmp_path / "out", "--folders", f"train={train},test={test}", "--within", "train")
+    assert summary["threshold"]["reference"] == 20 and share(summary, "train") == 0.5
+
+
 def test_one_training_image_is_enough_for_a_threshold_of_ones_own(tmp_path):
     train, test = pictures(tmp_path / "a", [1]), pictures(tmp_path / "b", [1, 2])
     where = ["--folders", f"train={train},test={test}"]

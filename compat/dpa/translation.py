@@ -102,7 +102,7 @@ def check_same_images(flags: dict, training: list[str] | None, config: Section) 
     """BadInput for a switch of training that is off in evaluation, where score_anomaly.py takes it from the run."""
     if training is None:
         path = flags["--logdir"] / "config.json"
-        arguments = read_json(path)["arguments"] if path.exists() else {}
+        arguments = read_json(path).get("arguments", {}) if path.exists() else {}
         training = [flag for flag in SWITCHES if arguments.get(flag[2:])]
     for flag, key in SWITCHES.items():
         if flag in training and flags.get(flag) is False:

@@ -172,7 +172,7 @@ class Files:
 
     def __init__(self, path: Path, names: list[str], origin=None):
         beside = {file.name for file in path.iterdir()}
-        self.paths = [path / (_base_name(name) if _lies(path, name, beside) else name) for name in names]
+        self.paths = [path / (_base_name(name) if _lies_beside(path, name, beside) else name) for name in names]
         missing = [file for file in self.paths if file.name not in beside and not os.path.lexists(file)]
         if missing:
             raise BadInput(f"{missing[0]}: no such file ({len(missing)} of {len(names)} canvases are missing)")
@@ -257,7 +257,7 @@ def _refuse_rows(path, table, wrong, expected):
         raise BadInput(f"{path}, line {row + 2}: found {found}, expected {expected}")
 
 
-def _lies(path, name, beside):
+def _lies_beside(path, name, beside):
     """Whether a canvas lies beside the CSV, whatever its path there says."""
     base = _base_name(name)
     return base in beside and (base == name or Path(name).is_absolute() or not os.path.lexists(path / name))

@@ -83,10 +83,8 @@ def list_files(out: Path, names: list[str]) -> None:
 
 def print_next(out: Path) -> None:
     """Print the command that trains on the data set."""
-    words = ["train_mnist.py", f"--data_path={out}", f"--logdir=runs/{out.resolve().name}"]
-    if not str(out).startswith("-"):
-        words = [word for flag in words for word in flag.split("=", 1)]
-    print(f"next: python {shlex.join(words)}")
+    where = [f"--data_path={out}"] if str(out).startswith("-") else ["--data_path", str(out)]
+    print(f"next: python {shlex.join(['train_mnist.py', *where, '--logdir', f'runs/{out.resolve().name}'])}")
 
 
 def canvas_name(split: str, i: int) -> str:

@@ -57,6 +57,16 @@ def test_the_switch_of_a_gpu_is_read_as_it_was_set():
             assert (torch.backends.cudnn.conv.fp32_precision == "tf32") == found[0]
 
 
+def test_exact_products_know_neither_tf32_nor_autocast():
+    processes.select("cpu", "tf32")
+    a, b = random(8, 64), random(64, 8)
+    with torch.autocast("cpu", torch.bfloat16):
+        with processes.exact_products(CPU):
+            assert not processes.uses_tf32() and (a @ b).dtype == torch.float32
+        assert processes.uses_tf32() and (a @ b).dtype == torch.bfloat16
+    processes.select("cpu")
+
+
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_a_weight_that_changes_within_the_context_is_seen(precision):
     layer, x = torch.nn.Linear(4, 4, bias=False), random(2, 4)

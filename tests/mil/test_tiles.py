@@ -141,6 +141,17 @@ def test_an_empty_bag_and_tiles_of_two_sizes_are_refused(folder):
         FolderTiles(rows(folder)).__getitems__([0, 3])
 
 
+def test_splits_of_two_sizes_are_refused(folder):
+    for path in (folder / "b").iterdir():
+        Image.new("RGB", (9, 8)).save(path)
+    listed = [(bag, label, split, folder / bag) for split, bag in (("train", "a"), ("val", "b")) for label in (0, 1)]
+    listed = [(f"{bag}{label}", label, split, file) for bag, label, split, file in listed]
+    bag_list.write(folder / "bags.csv", listed)
+    args = argparse.Namespace(datatype="tiles", bags=folder / "bags.csv", root_dir=None, num_examples=None)
+    with pytest.raises(BadInput, match=r"b/0_0.png: differs in size from .*a/9_2_0.png"):
+        load(args, ("train", "val"))
+
+
 def test_two_tiles_of_one_place_are_refused(folder):
     """Else one would lose its score, or both have the same."""
     Image.new("RGB", (8, 8)).save(folder / "a" / "9_2_1.png")
