@@ -169,6 +169,8 @@ def add_range(axis, view: View, shown, table) -> None:
     else:
         top = np.nanmax([*table[view.metric], *(shown["mean"] + shown["sd"].fillna(0))])
         axis.set_ylim(0, 1.25 * top or 1)
+        if view.metric == "localization_ap":  # which ends at 1, whatever room the legend takes
+            axis.set_yticks([tick for tick in axis.get_yticks() if tick <= min(1, axis.get_ylim()[1])])
 
 
 def add_legend(axis, palette: dict, hue: str | None, hollow: bool) -> None:
