@@ -44,12 +44,11 @@ def supcon(
         rivals = rivals & ~uncertain.repeat(views)
     counts = positives.sum(dim=1)
     anchors = (counts > 0) & rivals.any(dim=1)
-    if not anchors.any():
-        return logits.sum() * 0
-    below = logits[anchors].masked_fill(~rivals[anchors], -math.inf).logsumexp(dim=1)  # no overflow
-    above = (logits[anchors] * positives[anchors]).sum(dim=1) / counts[anchors]
-    losses = below - above
-    return losses.sum() / len(z) if over_all_anchors else losses.mean()
+    left_out = anchors[:, None] & ~rivals  # rows that are no anchors stay finite; nothing is read from a GPU
+    below = logits.masked_fill(left_out, -math.inf).logsumexp(dim=1)  # no overflow
+    above = (logits * positives).sum(dim=1) / counts.clamp(min=1)
+    total = (below - above).masked_fill(~anchors, 0).sum()
+    return total / (len(z) if over_all_anchors else anchors.sum().clamp(min=1))
 
 
 def nt_xent(first: Tensor, second: Tensor, temperature: float = 0.5) -> Tensor:

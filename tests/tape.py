@@ -6,6 +6,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 READERS = {torch.Tensor.item, torch.Tensor.tolist, torch.Tensor.numpy, torch.Tensor.cpu, torch.Tensor.nonzero}
+aten = torch.ops.aten
+COUNTING = {  # whose result's shape, or value, is only known to the device; the first is bool() and float(), too
+    aten._local_scalar_dense.default,
+    aten.nonzero.default,
+    aten.masked_select.default,
+}
 
 
 class TapeRecorder:
@@ -45,6 +51,11 @@ class NothingIsRead(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
+def _indices(func, args):
+    """The tensors by which an operator looks up or writes places; masks among them are counted on the host."""
+    return args[1] if func in (aten.index.Tensor, aten.index_put.default, aten.index_put_.default) else ()
+
+
 class Tape(TorchDispatchMode):
     """All operators called inside, backward passes included, with the very tensors and numbers that they worked on."""
 
@@ -53,8 +64,8 @@ class Tape(TorchDispatchMode):
         self.calls, self.before = [], []
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func is torch.ops.aten._local_scalar_dense.default:  # also bool(), float(), a tensor as a plain argument
-            raise RuntimeError("operation not permitted when stream is capturing: a number is read")
+        if func in COUNTING or any(isinstance(t, torch.Tensor) and t.dtype == torch.bool for t in _indices(func, args)):
+            raise RuntimeError(f"operation not permitted when stream is capturing: {func}")
         formals = zip(func._schema.arguments, args, strict=False)
         written = [value for formal, value in formals if formal.alias_info is not None and formal.alias_info.is_write]
         if "native_batch_norm" in func._schema.name and "backward" not in func._schema.name:

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from mil.contrastive import cosine_rate, nt_xent, supcon
+from tests.tape import Tape
 
 MODES = (0, 1, 2)
 LABELS = torch.tensor([0, 1, 1, 0, 0])
@@ -78,6 +79,14 @@ def test_a_batch_whose_rivals_are_all_uncertain_has_no_loss():
     loss = supcon(z, torch.zeros(2), 2, torch.ones(2, dtype=torch.bool))
     loss.backward()
     assert loss == 0
+    assert z.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_supcon_reads_nothing_from_the_device(mode):
+    z = torch.randn(2, 5, 8, requires_grad=True)
+    with Tape():  # which refuses it
+        supcon(z, LABELS, mode, UNCERTAIN).backward()
     assert z.grad.isfinite().all()
 
 
