@@ -4,6 +4,7 @@ Generates the data sets that are missing, trains the runs that are not done (int
 results/{figure}.csv, draws figures/{figure}.png and judges Pawlowski 2019's claims.
 """
 
+import argparse
 import math
 import shlex
 import subprocess
@@ -42,7 +43,7 @@ def parse_args(argv=None):
         description=__doc__, epilog=f"With flags of their own: run_experiments.py {'|'.join(OTHERS)} --help"
     )
     add = parser.add_argument
-    add("figures", nargs="+", choices=FIGURES, help="which")
+    add("figures", nargs="+", type=figure_name, choices=FIGURES, help="which")
     add(
         "--preset",
         choices=PRESETS,
@@ -70,6 +71,16 @@ def parse_args(argv=None):
     slurm.add_argument("--gpus", type=cli.natural, default=1, help="GPUs of a job")
     slurm.add_argument("--cpus", type=cli.positive, default=4, help="CPU cores of a job")
     return parser.parse_args(argv)
+
+
+def figure_name(text: str) -> str:
+    """Parse the name of a figure (an argparse type)."""
+    if text in OTHERS:
+        raise argparse.ArgumentTypeError(f"{text} has flags of its own: run it by itself")
+    if text not in FIGURES:
+        names = ", ".join([*FIGURES, *OTHERS])
+        raise argparse.ArgumentTypeError(f"expected one of {names}, got {text!r}")
+    return text
 
 
 def main(argv=None):

@@ -114,7 +114,8 @@ def test_sigterm_ends_the_runs_and_the_same_command_continues(tmp_path):
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        (["figure99"], "invalid choice: 'figure99'"),
+        (["figure99"], "precision, anomaly, leakage, methods, got 'figure99'"),
+        (["figure4", "methods"], "argument figures: methods has flags of its own: run it by itself"),
         (["figure4", "-b", "5"], "--batch_size 5: expected a divisor"),
         (["figure4", "--pooling", "median"], "argument --pooling: invalid choice"),
         (["figure4", "--receptive_field", "10"], "argument --receptive_field: "),
