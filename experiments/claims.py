@@ -139,7 +139,7 @@ CLAIMS = (
     Claim(
         "figure9",
         "Max pooling fits most often",
-        "max pooling has at least as many runs that fit as every other pooling, and more than one of them",
+        "of max pooling's runs as large a share fits as of every other pooling's, and a larger one than of one of them",
         max_fits_most,
     ),
     Claim(

@@ -13,7 +13,7 @@ from models import needle
 
 CROPS = 10000  # training crops a run is taken to have: Pawlowski 2019's Table 2 lists 1,000 to 11,750
 EVALUATION = 1.25  # images pass the network this many times as often as in training alone
-DIGITS = 45e6  # bytes of the digits in a data set's folder
+DIGITS = 55e6  # bytes of the digits in a data set's folder
 
 
 def network(point: Point):

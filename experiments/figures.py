@@ -237,6 +237,7 @@ FIGURES = {
         grid(canvas=(256,), **EXTRACTORS | {"width": (0,)}, pooling=POOLINGS, balance=BALANCES),
         one_for_each("receptive_field", RECEPTIVE_FIELDS, hue="pooling", x="balance"),
         {"canvas": SMALL_AXES["canvas"][:1], "pooling": ("max", "mean"), "balance": (0.01, 0.5, 0.99)},
+        setting={"density": {"duplicates": 2}},  # else MNIST has too few digits of one class
     ),
     "figure13": Figure(
         "Capacity and training-set size",

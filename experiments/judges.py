@@ -106,7 +106,10 @@ def show(found: dict[tuple, Mean]) -> str:
 
 
 def trend(evidence, axis: str, sign: int, column="test_acc", each: str | None = None):
-    """A column rises (sign 1) or falls (-1) along an axis at each value of another; points without fit are left out."""
+    """A column rises (sign 1) or falls (-1) from one end of an axis to the other, at each value of another axis.
+
+    Where an end has no fit, that value is left out.
+    """
     values = evidence.values(axis)
     places = [{each: value} for value in evidence.values(each)] if each else [{}]
     if len(values) < 2:
@@ -114,19 +117,22 @@ def trend(evidence, axis: str, sign: int, column="test_acc", each: str | None = 
     found = evidence.means(column, axis, values, places)
     signs = []
     for place in places:
-        means = [mean for key, mean in found.items() if key[:-1] == tuple(place.values())]
-        signs += [sign * compare(means[-1], means[0])] if len(means) > 1 else []
+        ends = [found.get((*place.values(), value)) for value in (values[0], values[-1])]
+        signs += [sign * compare(ends[1], ends[0])] if all(ends) else []
     return decide(signs), show(found)
 
 
 def wins(evidence, axis: str, better: tuple, worse: tuple, at="each", column="test_acc"):
-    """Every better value of an axis against every worse one: at each O2I, the largest, the smallest learnt, or all."""
+    """Every better value of an axis against every worse one: at each O2I, the largest, the smallest, or over all.
+
+    The smallest in accuracy is the smallest learnt.
+    """
     ratios = [ratio for ratio in evidence.values("o2i") if at != "smallest" or _percent(ratio) < TINY]
     if not ratios:
         raise Missing(f"O2I below {TINY:g} %")
     places = [{}] if at == "all" else [{"o2i": ratio} for ratio in ratios]
     found = evidence.means(column, axis, [*better, *worse], places)
-    places = list(dict.fromkeys(key[:-1] for key in found))
+    places = [tuple(place.values()) for place in places]
     if at == "smallest" and column == "test_acc":
         learnt = {key[:-1] for key, mean in found.items() if mean.value > ABOVE_CHANCE}
         places = [place for place in places if place in learnt]
@@ -204,12 +210,13 @@ def set_size_grows(evidence):
 
 
 def max_fits_most(evidence):
-    """Max pooling has at least as many runs that fit as every other pooling, and more than one of them."""
-    counts = evidence.table.groupby("pooling")["fits"].sum()
-    if "max" not in counts or len(counts) < 2:
+    """Of max pooling's runs as large a share fits as of every other pooling's, and a larger one than of one of them."""
+    fits = evidence.table.groupby("pooling")["fits"]
+    shares = fits.mean()
+    if "max" not in shares or len(shares) < 2:
         raise Missing("max and another pooling")
-    signs = [int(np.sign(counts["max"] - n)) for n in counts.drop("max")] if counts.any() else []
-    return decide(signs), ", ".join(f"{pooling}: {n}" for pooling, n in counts.items())
+    signs = [int(np.sign(shares["max"] - share)) for share in shares.drop("max")] if shares.any() else []
+    return decide(signs), ", ".join(f"{pooling}: {own.sum()} of {len(own)}" for pooling, own in fits)
 
 
 def seeds_agree(evidence):

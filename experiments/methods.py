@@ -151,7 +151,7 @@ def main(argv=None):
 
 
 def verdicts(path: Path) -> list[str]:
-    """A line for each method and data: the smallest O2I at which AUC is above chance by two standard errors.
+    """A line for each method and data: the O2I at which AUC is above chance by two standard errors.
 
     They are those of the seeds' mean and of AUC without skill on P images of each class, sqrt((2 P + 1) / (12 P^2)),
     which all seeds share. Source: Mann & Whitney 1947.
@@ -162,8 +162,8 @@ def verdicts(path: Path) -> list[str]:
             size=("o2i_percent", "mean"), auc=("auc", "mean"), error=("auc", "sem"), n=("positives", "mean")
         )
         error = np.sqrt(sizes["error"] ** 2 + (2 * sizes["n"] + 1) / (12 * sizes["n"] ** 2))
-        found = sizes[sizes["auc"] - 2 * error > CHANCE]
-        said = f"above chance down to O2I {found['size'].min():.2g} %" if len(found) else "at chance"
+        found = sizes["size"][sizes["auc"] - 2 * error > CHANCE].sort_values()
+        said = f"above chance at O2I {', '.join(f'{size:.2g}' for size in found)} %" if len(found) else "at chance"
         said = "undecided, one seed" if sizes["error"].isna().all() else said
         tried = ", ".join(f"{row.size:.2g} %: {row.auc:.3f}" for row in sizes.sort_values("size").itertuples())
         lines.append(f"{NAME} ({setting}), {TITLES[data]}, {f'{method} {variant}'.strip()}: {said} (AUC {tried})")

@@ -128,10 +128,11 @@ def check_digits(args, planned: list[Trial]) -> None:
         point, found, passes = run.point, run.places.digits, run.setting.duplicates
         if point.data == "nmnist" and point.num_examples > most_examples(run):
             most = min(most_examples(other) for other in planned if other.point.data == "nmnist")
+            advice = "" if found.content == sources.MNIST.content else "use real MNIST, or "
             raise BadInput(
                 f"--mnist {run.places.mnist} holds too few digits for --preset {args.preset} ({point.num_examples:,}"
-                f" training images from {found.needles:,} of the class, each {passes} times): use real MNIST, or"
-                f" --num_examples {most} at most"
+                f" training images from {found.needles:,} of the class, each {passes} times): {advice}"
+                f"--num_examples {most} at most"
             )
 
 
@@ -164,6 +165,11 @@ def trials_of(name: str, args) -> list[Trial]:
     axes = {axis: tuple(getattr(args, axis)) for axis in AXES if getattr(args, axis)}
     changes = [figures.change(points, axis, values) for axis, values in axes.items()]
     setting = replace(preset, seeds=args.seeds or preset.seeds, epochs=args.epochs or preset.epochs)
+    if args.batch_size and setting.norm == "bn" and args.batch_size != setting.batch_size:
+        raise BadInput(
+            f"--batch_size {args.batch_size}: batch norm needs whole batches, of {setting.batch_size} in {name} at"
+            f" --preset {args.preset}"
+        )
     changes += [f"--epochs {setting.epochs}"] if setting.epochs != preset.epochs else []
     source = sources.absolute(args.mnist or digits.default_source())
     found = sources.digits_of(source) if any(point.data == "nmnist" for point in points) else sources.MNIST

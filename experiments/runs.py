@@ -161,23 +161,39 @@ def generation(run: Trial) -> list[str] | None:
 
 def history(run: Trial):
     """The run's stats.csv up to its epochs, a row each (a longer run is cut); None before the first."""
+    rows = _all_epochs(run)
+    return None if rows is None else rows.head(run.epochs)
+
+
+def _all_epochs(run):
     path, always = run.logdir / "stats.csv", ("epoch", "eval_acc", "train_running_acc", "seconds")
-    if not path.exists():
-        return None
-    return read_numbers(path, always, ("train_acc", "test_acc", "test_auc")).head(run.epochs)
+    return read_numbers(path, always, ("train_acc", "test_acc", "test_auc")) if path.exists() else None
+
+
+def best_was_replaced(run: Trial) -> bool:
+    """Whether the run was trained further and its kept weights are of an epoch beyond."""
+    rows = _all_epochs(run)
+    return rows is not None and int(rows["eval_acc"].idxmax()) >= run.epochs
 
 
 def localization(run: Trial) -> float | None:
-    """The average precision of the saliency peaks of the run's best epoch, None when there are none or older ones."""
+    """The average precision of the saliency peaks of the run's best epoch, None when there are none or of another."""
     scores, best = run.logdir / "saliency" / "localization.json", run.logdir / "best_checkpoint.pth"
     if not scores.exists() or (best.exists() and best.stat().st_mtime > scores.stat().st_mtime):
         return None
-    return read_precision(scores)
+    return None if best_was_replaced(run) else read_precision(scores)
 
 
 def is_done(run: Trial) -> bool:
-    """Whether all epochs are trained, on the sweep's data, and the saliency maps that the figure needs are scored."""
+    """Whether all epochs are trained, on the sweep's data, and the saliency maps that the figure needs are scored.
+
+    BadInput when they can no longer be made.
+    """
     rows = history(run)
+    if run.localise and best_was_replaced(run):
+        raise BadInput(
+            f"{run.logdir}: trained beyond epoch {run.epochs}, whose best weights are gone; choose another --root"
+        )
     if rows is None or len(rows) < run.epochs or (run.localise and localization(run) is None):
         return False
     return saw_its_data(run)

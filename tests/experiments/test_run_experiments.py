@@ -8,7 +8,7 @@ import pytest
 
 from common import cli, lock
 from common.errors import BadInput, WorkFailed
-from experiments import results, run_experiments, runs, sources
+from experiments import figures, results, run_experiments, runs, sources
 from tests.experiments.sweeps import plan
 
 ROOT = Path(__file__).parents[2]
@@ -115,6 +115,7 @@ def test_sigterm_ends_the_runs_and_the_same_command_continues(tmp_path):
     ("flags", "said"),
     [
         (["figure99"], "precision, anomaly, leakage, methods, got 'figure99'"),
+        (["figure4", "--preset", "small", "--batch_size", "8"], "batch norm needs whole batches, of 32 in figure4"),
         (["figure4", "methods"], "argument figures: methods has flags of its own: run it by itself"),
         (["figure4", "-b", "5"], "--batch_size 5: expected a divisor"),
         (["figure4", "--pooling", "median"], "argument --pooling: invalid choice"),
@@ -139,6 +140,13 @@ def test_wrong_flags_end_in_one_line(flags, said, tmp_path, capsys, monkeypatch)
     lines = capsys.readouterr().err.strip().splitlines()
     assert (exit_info.value.code, len(lines)) == (2, 1)
     assert said in lines[0]
+
+
+@pytest.mark.parametrize("preset", figures.PRESETS)
+def test_mnist_holds_the_digits_of_every_figure(preset, tmp_path):
+    for name in figures.FIGURES:
+        args = run_experiments.parse_args([name, "--preset", preset, "--mnist", str(tmp_path / "to_download")])
+        run_experiments.check_digits(args, run_experiments.trials_of(name, args))
 
 
 def test_too_few_digits_are_told_before_anything_runs(stub, monkeypatch):

@@ -61,6 +61,19 @@ def test_a_run_is_done_only_if_it_saw_the_sweeps_data(made_from_digits):
     run_experiments.check_data({run})
 
 
+def test_maps_of_a_longer_run_are_not_those_of_its_first_epochs(tmp_path):
+    """The best checkpoint is of epoch 2 here, that of the first epoch is gone."""
+    run = Trial(Point(num_examples=11276), replace(SMALL, epochs=1), 1, True, Places(tmp_path))
+    (run.logdir / "saliency").mkdir(parents=True)
+    (run.logdir / "saliency" / "localization.json").write_text('{"average_precision": 0.4}')
+    columns = "epoch,eval_acc,train_running_acc,seconds,train_acc,test_acc,test_auc\n"
+    (run.logdir / "stats.csv").write_text(columns + "1,0.6,0.6,1,1,1,1\n2,0.7,0.7,1,1,1,1\n")
+    longer = replace(run, setting=replace(run.setting, epochs=2))
+    assert (runs.localization(longer), runs.localization(run)) == (0.4, None)
+    assert "trained beyond epoch 1, whose best weights are gone" in refusal(runs.is_done, run)
+    assert not runs.is_done(longer)  # its data are not there
+
+
 def test_digits_other_than_mnist_are_in_the_names_of_folders_and_in_the_label(made_from_digits):
     assert made_from_digits.name.startswith("nmnist_40_digits_")
     flags = ["figure4", "--preset", "small", "--num_examples", "260", "--seeds", "1"]
