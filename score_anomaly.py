@@ -128,7 +128,7 @@ def describe_image(scorer: Scorer, i: int, found: ScoredImage) -> dict:
     row = {"img": i, "img_path": data.names[i], "label": label if label >= 0 else None}
     row["score"] = float(AGGREGATES[scorer.args.aggregate](found.scores))
     row["middle"] = float(np.median(found.map()))
-    return row | found.detection(mask, row["label"], data.has_objects)
+    return row | found.detection(mask, row["label"], data.has_objects) | {"o2i": data.o2i(i)}
 
 
 def draw_pictures(scorer: Scorer, table: GrowingTable) -> None:

@@ -47,6 +47,11 @@ class Transform:
             image = F.interpolate(image[None], size, mode="bilinear", antialias=True)[0].clamp(0, 1)
         return image
 
+    def share(self, mask: np.ndarray) -> float:
+        """The share of a mask (H, W) in the image, cropped in the middle; no resizing rounds it."""
+        mask = torch.from_numpy(mask)[None]
+        return float((self._cut(mask, None) if self.crop else mask).double().mean())
+
     def mask(self, mask: np.ndarray) -> np.ndarray:
         """The mask (H, W) that goes with the image, cropped in the middle."""
         mask = torch.from_numpy(mask)[None].float()
@@ -105,8 +110,8 @@ class Transformed(Dataset):
         return None if mask is None else self.transform.mask(mask)
 
     def o2i(self, i: int) -> float | None:
-        mask = self.object_mask(i)
-        return None if mask is None else float(mask.mean())
+        mask = self.data.object_mask(i)
+        return None if mask is None else self.transform.share(mask)
 
     def batches_on(self, device, batches):
         """None: images are transformed one by one."""

@@ -45,6 +45,15 @@ def test_a_mask_of_one_pixel_does_not_vanish_and_one_cut_away_does():
     assert not Transform(crop=10).mask(mask).any()
 
 
+def test_resizing_changes_no_share():
+    """An object of 9 x 9 px, half of whose border pixels' area would count whole after resizing."""
+    mask = np.zeros((20, 20), bool)
+    mask[5:14, 5:14] = True
+    assert Transform(resize=10).mask(mask).mean() > 81 / 400
+    assert Transform(resize=10).share(mask) == 81 / 400
+    assert Transform(crop=10, resize=5).share(mask) == 0.81
+
+
 def test_an_image_smaller_than_a_crop_is_refused():
     with pytest.raises(BadInput, match="has 8 x 10 px, fewer than --crop 9"):
         Transform(crop=9).image(torch.rand(1, 8, 10))
