@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 
 import common  # noqa: F401 (before torch)
-from common import cli, lock, processes, runfolder
+from common import cli, lock, processes, runfolder, scores
 from common.errors import BadInput
-from common.files import make_subfolder, read_json, read_table, write_json
+from common.files import make_subfolder, write_json
 from data import SPLITS, loaders
 from data.camelyon import dataset as camelyon
 from data.camelyon import origins
@@ -184,19 +184,7 @@ def read_scores(path: Path, queries: list[Images]):
     names = {each.split: each.names for each in queries}
     if path.stem not in names:
         raise BadInput(f"--scores {path}: expected {' or '.join(f'{split}.csv' for split in names)}")
-    table, beside = read_table(path), path.with_suffix(".json")
-    missing = [name for name in ("img_path", "label", "score") if name not in table]
-    if missing or table.empty:
-        raise BadInput(f"--scores {path}: expected rows of img_path,label,score, found {','.join(table)}")
-    try:
-        table = table.astype({"img_path": str, "label": float, "score": float})
-    except ValueError as error:
-        raise BadInput(f"--scores {path}: {str(error).splitlines()[0]}") from None
-    if not (table["label"].isin((0, 1)) & np.isfinite(table["score"])).all():
-        raise BadInput(f"--scores {path}: expected labels 0 or 1 and finite scores")
-    threshold = read_json(beside).get("threshold") if beside.exists() else None
-    if not isinstance(threshold, (int, float, type(None))):
-        raise BadInput(f"{beside}: threshold is {threshold!r}, expected a number")
+    table, threshold = scores.read(path)
     known = table[table["img_path"].isin(names[path.stem])]
     if known.empty:
         raise BadInput(f"--scores {path}: names none of the images, for example {names[path.stem][0]}")

@@ -55,12 +55,16 @@ def main(argv=None):
     model.to(device).eval()
     data = DATA[args.datatype].load_splits(args, [args.split])[args.split]
     loaders.verify(args, *([args.data_path] if args.datatype == "mnist" else [args.pos_path, args.neg_path]))
+    if (args.datatype, args.split) == ("mnist", "train"):
+        print("train: all images of the data set; a run learns from the first 11,276, or those of --num_examples")
+    settings = settings_of_maps(args, data)
     with lock.held(args.logdir, "--logdir", ".saliency.lock"):
-        maps = MapFolder(args.logdir, args.split, settings_of_maps(args, data), args.batch_size)
+        maps = MapFolder(args.logdir, args.split, settings, args.batch_size)
         explain(model, data, maps, device, args, scale)
         draw_pictures(data, maps, args.overlays)
         report(maps, data, args.split)
-        scores.write(args.logdir, args.split, maps.rows, threshold=0.0)  # of logit 1 minus logit 0
+        zero = 0.0  # of logit 1 minus logit 0
+        scores.write(args.logdir, args.split, maps.rows, zero, of_checkpoint=settings["checkpoint"])
         maps.publish()
     print(f"scores of {args.split} by object size in {args.logdir / 'scores'}")
     print(f"maps, overlays, pred.csv and contact_sheet.png in {maps.target}")
@@ -93,9 +97,10 @@ def take_data_flags(args, trained_with: dict, path: Path) -> None:
     args.data_scaling = scaling
     if args.seed is None:
         args.seed = seed if isinstance(seed, int) else 42
-    if args.splits is None and trained_with.get("splits"):
+    chosen = args.splits is not None
+    if not chosen and trained_with.get("splits"):
         args.splits = Path(trained_with["splits"])
-        camelyon.check_same_splits(args.splits, trained_with.get("splits_sha256"))
+    camelyon.check_same_splits(args.splits, trained_with.get("splits_sha256"), chosen)
 
 
 class MapFolder:

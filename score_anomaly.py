@@ -68,8 +68,7 @@ def main(argv=None):
         saved["args"]["embedder_weights"] = args.embedder_weights
     own_splits = args.splits
     datatypes.take_flags_of_run(args, saved["args"])
-    if own_splits is None:
-        camelyon.check_same_splits(args.splits, config.get("splits_sha256"))
+    camelyon.check_same_splits(args.splits, config.get("splits_sha256"), chosen=own_splits is not None)
     args.seed = saved["args"].get("seed") if args.seed is None else args.seed
     args.name = args.name or ("images" if args.images else args.split)
     if args.tile not in (None, config["tile"]):
@@ -93,7 +92,7 @@ def main(argv=None):
         scorer = Scorer(data, args, device, lambda tiles: method.score(detector, tiles.to(device)))
         score_all(scorer, table)
         draw_pictures(scorer, table)
-        report(scores.write(args.logdir, args.name, table.rows), args)
+        report(scores.write(args.logdir, args.name, table.rows, of_checkpoint=identity["checkpoint"]), args)
     print(f"scores in {args.logdir / 'scores' / args.name}.csv, pictures in {folder}")
 
 

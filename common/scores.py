@@ -16,9 +16,9 @@ from pathlib import Path
 
 import numpy as np
 
-from common import metrics
+from common import checkpoint, metrics
 from common.errors import BadInput
-from common.files import make_subfolder, open_input, write_csv, write_json
+from common.files import make_subfolder, open_input, read_json, read_table, sha256_of, write_csv, write_json
 
 COLUMNS = ("img", "img_path", "label", "o2i", "score", "peak_y", "peak_x", "cell", "confidence", "hit")
 START = b"img,img_path,label"  # of a table of any version
@@ -62,20 +62,49 @@ def _detection(y, x, cell, value, mask, label, known):
     return {"o2i": o2i, **peak, "cell": cell, "confidence": float(value), "hit": hit}
 
 
-def write(logdir: Path, split: str, rows: list[dict], threshold: float | None = None) -> dict:
+def write(
+    logdir: Path, split: str, rows: list[dict], threshold: float | None = None, of_checkpoint: str | None = None
+) -> dict:
     """Write a split's table and its scores by O2I; returns the latter.
 
     Args:
         threshold: the score above which an image counts as positive, chosen on validation, where a method has one.
+        of_checkpoint: digest of the run's best checkpoint, where training may go on and replace it.
     BadInput: another table lies there.
     """
     folder, scores = make_subfolder(logdir, "scores"), summarise(rows)
     _refuse_other_table(folder / f"{split}.csv")
     if threshold is not None:
         scores["threshold"] = threshold
+    if of_checkpoint is not None:
+        scores["checkpoint_sha256"] = of_checkpoint
     write_csv(folder / f"{split}.csv", [{name: row[name] for name in COLUMNS} for row in rows], COLUMNS)
     write_json(folder / f"{split}.json", scores)
     return scores
+
+
+def read(path: Path):
+    """The rows of a table with label and score, its img_path as text, and its method's threshold, None without one.
+
+    BadInput: not such a table, or of a checkpoint that has been replaced since.
+    """
+    table, beside, best = read_table(path), path.with_suffix(".json"), path.parent.parent / checkpoint.BEST
+    missing = [name for name in ("img_path", "label", "score") if name not in table]
+    if missing or table.empty:
+        raise BadInput(f"{path}: expected rows of img_path,label,score, found {','.join(table)}")
+    try:
+        table = table.astype({"img_path": str, "label": float, "score": float})
+    except ValueError as error:
+        raise BadInput(f"{path}: {str(error).splitlines()[0]}") from None
+    if not (table["label"].isin((0, 1)) & np.isfinite(table["score"])).all():
+        raise BadInput(f"{path}: expected labels 0 or 1 and finite scores")
+    summary = read_json(beside) if beside.exists() else {}
+    threshold, digest = summary.get("threshold"), summary.get("checkpoint_sha256")
+    if not isinstance(threshold, (int, float, type(None))):
+        raise BadInput(f"{beside}: threshold is {threshold!r}, expected a number")
+    if digest is not None and best.exists() and sha256_of(best) != digest:
+        raise BadInput(f"{path}: of a network that has since been trained further; score its images again")
+    return table, threshold
 
 
 def _refuse_other_table(path):

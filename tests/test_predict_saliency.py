@@ -177,7 +177,7 @@ def test_maps_that_a_kill_has_published_in_part_are_replaced(trained, tmp_path, 
     assert found == whole
 
 
-def test_a_runs_table_of_splits_is_used_and_a_changed_one_refused(tmp_path):
+def test_a_runs_table_of_splits_is_used_and_a_changed_one_refused(tmp_path, capsys):
     """Else crops that the network was trained on were explained as validation crops."""
     written = crops.write(tmp_path)
     table, splits = crops.table_of_splits(written, ["train", "test", "val"]), tmp_path / "splits.csv"
@@ -194,6 +194,8 @@ def test_a_runs_table_of_splits_is_used_and_a_changed_one_refused(tmp_path):
     table.replace({"split": {"train": "val", "val": "train"}}).to_csv(splits, index=False)
     with pytest.raises(BadInput, match=r"splits\.csv: has changed since the run was trained with it"):
         predict_saliency.main(explain_crops)
+    predict_saliency.main([*explain_crops, "--splits", str(splits)])
+    assert "splits.csv: not as the run was trained with" in capsys.readouterr().out
 
 
 def test_an_image_on_which_numbers_overflow_is_named(trained, monkeypatch):

@@ -125,10 +125,15 @@ def note_splits(args) -> None:
         args.neutral |= {"splits_sha256"}
 
 
-def check_same_splits(table: Path | None, digest: str | None) -> None:
-    """BadInput when a run's table of splits has changed since, so that its training images may be another split's."""
+def check_same_splits(table: Path | None, digest: str | None, chosen: bool) -> None:
+    """BadInput when a run's table of splits has changed since, so that its training images may be another split's.
+
+    Args: chosen: by --splits; another table is then only told of.
+    """
     if table is not None and digest and sha256_of(table) != digest:
-        raise BadInput(f"{table}: has changed since the run was trained with it; --splits names a table")
+        if not chosen:
+            raise BadInput(f"{table}: has changed since the run was trained with it; --splits names a table")
+        print(f"--splits {table}: not as the run was trained with; it may have learned from images scored here")
 
 
 def read_splits(path: Path, listed: dict[str, dict[str, list[str]]]) -> dict[str, dict[str, list[str]]]:

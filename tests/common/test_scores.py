@@ -3,6 +3,7 @@ import pytest
 
 from common import scores
 from common.errors import BadInput
+from common.files import sha256_of
 
 
 def row(label, score, o2i=None, hit=0, confidence=1.0):
@@ -26,6 +27,19 @@ def test_another_table_of_the_name_is_refused_and_stays(tmp_path):
     with pytest.raises(BadInput, match=r"val\.csv: not a table of scores; move it elsewhere"):
         scores.write(tmp_path, "val", [])
     assert (tmp_path / "scores" / "val.csv").read_text() == "img,thesis\n"
+
+
+def test_scores_of_a_checkpoint_that_was_replaced_are_refused(tmp_path):
+    best = tmp_path / "best_checkpoint.pth"
+    best.write_bytes(b"epoch 1")
+    empty = dict.fromkeys(scores.COLUMNS)
+    rows = [empty | row(label, 0.1 * label) | {"img_path": f"{label}.npy"} for label in (0, 1)]
+    scores.write(tmp_path, "test", rows, 0.5, of_checkpoint=sha256_of(best))
+    table, threshold = scores.read(tmp_path / "scores" / "test.csv")
+    assert (table["label"].tolist(), table["score"].tolist(), threshold) == ([0, 1], [0, 0.1], 0.5)
+    best.write_bytes(b"epoch 2")
+    with pytest.raises(BadInput, match=r"test\.csv: of a network that has since been trained further"):
+        scores.read(tmp_path / "scores" / "test.csv")
 
 
 def test_few_positives_and_unknown_objects_have_no_scores():
