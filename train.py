@@ -168,13 +168,15 @@ def start(model: nn.Module, args, device: torch.device) -> Learner:
         raise BadInput(
             "--norm bn: batch norm needs whole batches, so one process; train instance norm, or without torchrun"
         )
+    if args.norm == "bn" and args.checkpoint_activations:
+        raise BadInput("--checkpoint_activations: batch norm would count each batch twice; leave one out")
     if args.checkpoint_activations and args.precision == "tf32" and device.type == "cpu":
         raise BadInput(
             "--checkpoint_activations: a CPU emulates --precision tf32 in the forward pass alone; leave one out"
         )
     model.to(device)
     model.cnn.recompute = args.checkpoint_activations
-    model.background = "dense" if processes.PRECISIONS[args.precision] else args.background  # no rows under autocast
+    model.background = background_of(args)
     compiler = compilation.Compiler() if compilation.wanted(args.compile, device) else None
     if compiler:
         model.compile_parts(compiler)
@@ -186,6 +188,14 @@ def start(model: nn.Module, args, device: torch.device) -> Learner:
     learner = Learner(model, network, optimizer, scaler, variance, device, args.precision, compiler)
     record(learner, recorder)
     return learner
+
+
+def background_of(args) -> str:
+    """--background, or dense where there are no rows: under autocast and with batch norm; it says so."""
+    possible = processes.PRECISIONS[args.precision] is None and args.norm != "bn"
+    if args.background == "rows" and not possible and processes.rank() == 0:
+        print("--background rows: not with --norm bn, fp16 or bf16; going on dense", flush=True)
+    return args.background if possible else "dense"
 
 
 def records(args, device: torch.device) -> bool:

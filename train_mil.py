@@ -8,7 +8,7 @@ import numpy as np
 import common  # noqa: F401 (before torch)
 from common import cli, lock, processes, runfolder
 from common.errors import BadInput
-from common.files import make_folder, make_subfolder, write_csv, write_json
+from common.files import check_replaceable, make_folder, make_subfolder, write_csv, write_json
 from data import loaders
 from mil import bag_list, bags, feature_files, features, folds, pseudo_labels, report, rounds, tiles
 from mil.bags import Bags
@@ -62,6 +62,7 @@ def check_flags(args) -> None:
     if args.datatype == "features" and args.bags is None:
         raise BadInput("--bags: missing, expected a list of bag,label,split,file")
     if args.pseudo_labels:
+        check_replaceable(args.pseudo_labels, b"\x80", "a pickle")
         make_folder(args.pseudo_labels.absolute().parent)
 
 

@@ -207,6 +207,9 @@ def _exit_code(main):
     except BadInput as error:
         too_many = shortage(error) == TOO_MANY_FILES  # of which a file was named that is not to blame
         return _complain(TOO_MANY_FILES, 1) if too_many else _complain(error, error.exit_code)
+    except UnicodeEncodeError as error:  # of names: Python reads bytes that are no text, but does not write them
+        name = error.object[: error.end].rpartition("\n")[2] + error.object[error.end :].partition("\n")[0]
+        return _complain(f"{name!a}: the name of a file is not UTF-8; rename it, or set LC_ALL=C.UTF-8", 2)
     except (OSError, MemoryError, RuntimeError, ImportError) as error:
         if "is killed by signal: Terminated" in str(error):  # a loader process was told before this one
             raise signals.Terminated from None
@@ -252,6 +255,8 @@ def _os_error(error):
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         place = f" ({error.filename})" if error.filename else ""
         return _complain(f"disk full{place}: free some space, then the same command continues", 1)
+    if error.errno == errno.EFBIG:
+        return _complain(f"{error.filename}: too large; raise ulimit -f, then the same command continues", 1)
     if error.filename is None:
         raise error
     return _complain(f"{error.filename}: {error.strerror}", 2)

@@ -134,6 +134,12 @@ def is_whole(path: Path, shape: tuple[int | None, ...], dtype=None) -> bool:
     return fits and dtype in (None, array.dtype) and path.stat().st_size == array.offset + array.nbytes
 
 
+def check_folder(path: Path, flag: str) -> None:
+    """BadInput when a flag's folder is none."""
+    if not path.is_dir():
+        raise BadInput(f"{flag} {path}: " + ("a file, expected a folder" if path.exists() else "no such folder"))
+
+
 def check_target(path: Path) -> None:
     """BadInput when something other than a plain file is where one is to be written; links are not followed."""
     try:
@@ -142,6 +148,15 @@ def check_target(path: Path) -> None:
         return
     if not stat.S_ISREG(mode):
         raise BadInput(f"{path}: is {kind_of(mode)} where a file is to be written; remove it or choose another folder")
+
+
+def check_replaceable(path: Path, start: bytes, what: str) -> None:
+    """BadInput when a file is there that does not start as ours do, so that it is somebody else's."""
+    check_target(path)
+    if path.exists():
+        with open_input(path) as file:
+            if file.read(len(start)) != start:
+                raise BadInput(f"{path}: is there already and not {what}; move it elsewhere or choose another name")
 
 
 def open_own(path: Path, flags: int, mode: str):

@@ -65,7 +65,10 @@ def select(name: str, precision: str = "float32", deterministic: bool = False) -
     if device.type == "cuda":
         torch.cuda.set_device(device)
     if launched and not dist.is_initialized():
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        try:
+            dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        except ValueError as error:
+            raise BadInput(f"{', '.join(sorted(LAUNCHED))}: not as torchrun sets them ({error}); unset them") from None
     return device
 
 

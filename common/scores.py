@@ -11,14 +11,13 @@ hit             1 where the cell holds a pixel of the object, else 0; empty wher
 """
 
 import itertools
-import os
 from pathlib import Path
 
 import numpy as np
 
 from common import checkpoint, metrics
 from common.errors import BadInput
-from common.files import make_subfolder, open_input, read_json, read_table, sha256_of, write_csv, write_json
+from common.files import check_replaceable, make_subfolder, read_json, read_table, sha256_of, write_csv, write_json
 
 COLUMNS = ("img", "img_path", "label", "o2i", "score", "peak_y", "peak_x", "cell", "confidence", "hit")
 START = b"img,img_path,label"  # of a table of any version
@@ -73,7 +72,7 @@ def write(
     BadInput: another table lies there.
     """
     folder, scores = make_subfolder(logdir, "scores"), summarise(rows)
-    _refuse_other_table(folder / f"{split}.csv")
+    check_replaceable(folder / f"{split}.csv", START, "a table of scores")
     if threshold is not None:
         scores["threshold"] = threshold
     if of_checkpoint is not None:
@@ -105,15 +104,6 @@ def read(path: Path):
     if digest is not None and best.exists() and sha256_of(best) != digest:
         raise BadInput(f"{path}: of a network that has since been trained further; score its images again")
     return table, threshold
-
-
-def _refuse_other_table(path):
-    """BadInput unless the file is absent or begins as a table of scores."""
-    if os.path.lexists(path):
-        with open_input(path) as file:
-            start = file.read(len(START))
-        if start != START:
-            raise BadInput(f"{path}: not a table of scores; move it elsewhere")
 
 
 def summarise(rows: list[dict]) -> dict:

@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 
 from common import cli, pictures
 from common.errors import BadInput
-from common.files import files_below, open_input, open_npy, read_text
+from common.files import check_folder, files_below, open_input, open_npy, read_text
 from data import fingerprints
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".npy")
@@ -43,7 +43,7 @@ def list_images(folder: Path, extensions: tuple[str, ...] = EXTENSIONS, empty: b
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise BadInput(f"{folder}: no such folder")
+        raise BadInput(f"{folder}: " + ("a file, expected a folder" if folder.exists() else "no such folder"))
     found = [path for path in files_below(folder, extensions) if not path.name.endswith("_seg.npy")]
     names = sorted(path.relative_to(folder).as_posix() for path in found)
     if not names and not empty:
@@ -188,9 +188,10 @@ def size_of(path: Path) -> tuple[int, int]:
 
 def load_folder(args, split: str) -> Photos | None:
     """A split of args.photos; None where it has no pictures. BadInput for abnormal ones among those to train on."""
+    if args.photos is None:
+        raise BadInput("--photos is needed with --datatype photos")
+    check_folder(args.photos, "--photos")
     folder = args.photos / split
-    if not args.photos.is_dir():
-        raise BadInput(f"--photos {args.photos}: no such folder")
     found = {name: list_images(folder / name, empty=True) if (folder / name).is_dir() else [] for name in CLASSES}
     if split == "train" and (found["abnormal"] or found["anomaly"]):
         name = "abnormal" if found["abnormal"] else "anomaly"

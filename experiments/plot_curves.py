@@ -12,7 +12,7 @@ from matplotlib.ticker import MaxNLocator
 
 from common import cli
 from common.errors import BadInput
-from common.files import atomic_open, make_folder, open_input
+from common.files import atomic_open, check_replaceable, make_folder
 from experiments.stats import read_numbers
 
 CURVES = {"train_running_acc": "training (running)", "eval_acc": "validation", "test_acc": "test"}
@@ -27,19 +27,11 @@ def parse_args(argv=None):
 
 def main(argv=None):
     args = parse_args(argv)
-    check_picture(args.out)
+    check_replaceable(args.out, b"\x89PNG", "a PNG")
     table = read_curves(args.logdirs)
     make_folder(args.out.absolute().parent)
     draw(table, args.out)
     print(f"wrote {args.out}")
-
-
-def check_picture(path: Path) -> None:
-    """BadInput when something other than a picture lies where one is to be written."""
-    if path.exists():
-        with open_input(path) as file:
-            if not file.read(8).startswith(b"\x89PNG"):
-                raise BadInput(f"--out {path}: is there already and no PNG; choose another name")
 
 
 def read_curves(logdirs: list[Path]):

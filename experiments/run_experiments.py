@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from common import cli
 from common.errors import BadInput, WorkFailed
-from common.files import read_json, read_table
+from common.files import check_folder, read_json, read_table
 from data.cluttered_mnist import digits
 from experiments import (
     anomaly,
@@ -114,8 +114,8 @@ def check(args, batch_size: int) -> None:
     """BadInput for values that argparse cannot judge."""
     if min(args.canvas or [digits.SIDE + 1]) <= digits.SIDE:
         raise BadInput(f"--canvas {min(args.canvas)}: expected more than the {digits.SIDE} px of a digit")
-    if args.crops and not args.crops.is_dir():
-        raise BadInput(f"--crops {args.crops}: no such folder")
+    if args.crops:
+        check_folder(args.crops, "--crops")
     if args.batch_size and batch_size % args.batch_size:
         raise BadInput(f"--batch_size {args.batch_size}: expected a divisor of the setting's {batch_size}")
     if args.executor == "slurm" and "%" in str(args.root.absolute()):

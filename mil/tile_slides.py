@@ -22,7 +22,16 @@ import numpy as np
 
 from common import cli, lock, parallel
 from common.errors import BadInput
-from common.files import atomic_open, files_below, make_folder, make_subfolder, read_json, read_table, write_json
+from common.files import (
+    atomic_open,
+    check_folder,
+    files_below,
+    make_folder,
+    make_subfolder,
+    read_json,
+    read_table,
+    write_json,
+)
 from data import SPLITS
 from data.camelyon import slides
 from data.slides import annotations, pyramid
@@ -89,8 +98,7 @@ def main(argv=None):
 
 def find_jobs(args) -> list[TilingJob]:
     """The slides with their labels, sorted. BadInput when there are none, or one has no label."""
-    if not args.slides.is_dir():
-        raise BadInput(f"--slides {args.slides}: no such folder")
+    check_folder(args.slides, "--slides")
     found = files_below(args.slides, SUFFIXES)
     found = [path for path in found if not path.stem.endswith(pyramid.MASK_ENDING)]
     if not found:

@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import common  # noqa: F401 (before torch)
 from common import cli, lock, processes
-from common.files import check_target, make_folder, write_csv
+from common.files import check_replaceable, make_folder, write_csv
 from data import loaders, pairs
 from retrieval import index, networks
 
@@ -41,7 +41,7 @@ def main(argv=None):
     folders = {"gallery": (args.folder, "--folder"), "queries": (args.query or args.folder, "--query")}
     views = {name: pairs.Views(pairs.open_pictures(*each, args.filetype)) for name, each in folders.items()}
     network = networks.load_for_views(args).to(device)
-    check_target(args.out)
+    check_replaceable(args.out, b",img", "a table of neighbours")
     kept = make_folder(args.index or (args.out.with_suffix("") if args.out.suffix else args.out.with_suffix(".index")))
     vectors = {}
     with lock.held(kept, "--index"):

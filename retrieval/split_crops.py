@@ -15,12 +15,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import common  # noqa: F401 (before torch)
 from common import cli, processes
 from common.errors import BadInput
-from common.files import make_folder, write_csv
+from common.files import check_replaceable, make_folder, write_csv
 from data import SPLITS, loaders
 from data.camelyon import dataset, origins
 from models import embedders
 from retrieval import audit, index
 
+COLUMNS = ("file", "label", "split")
 BY = ("centre", "slide", "lesion", "cluster", "random")
 NEIGHBOURS = 16  # of every crop that are looked at first for near-duplicates
 
@@ -122,6 +123,7 @@ def near_pairs(vectors: index.Vectors, threshold: float, device="cpu") -> np.nda
 def main(argv=None):
     args = parse_args(argv)
     device = processes.select_alone("retrieval/split_crops.py", args.device, args.precision, args.deterministic)
+    check_replaceable(args.out, ",".join(COLUMNS).encode(), "a table of splits")
     listed = {flag: dataset.list_crops(getattr(args, flag), flag) for flag in ("pos_path", "neg_path")}
     names = [sorted(name for part in splits.values() for name in part) for splits in listed.values()]
     labels = np.repeat([1, 0], [len(part) for part in names])
@@ -138,7 +140,7 @@ def main(argv=None):
         for name, label, split in zip(names[0] + names[1], labels, splits, strict=True)
     ]
     report(splits, labels, groups, args)
-    write_csv(args.out, rows)
+    write_csv(args.out, rows, COLUMNS)
     print(f"wrote {args.out}; give it as --splits to training, predict_saliency.py and audit_leakage.py")
 
 

@@ -165,6 +165,7 @@ def refused(main, capsys, *flags):
         (["--crop", 30], "normal/00.png: has 24 x 24 px, fewer than --crop 30"),
         (["--iters", 5], "unrecognized arguments: --iters 5"),
         (["--photos", "gone"], "gone: no such folder"),
+        (["--photos", __file__], "test_anomaly_commands.py: a file, expected a folder"),
         (["--embedder", "vgg16", "--embedder_weights", "gone.pth"], "gone.pth: No such file"),
     ],
 )

@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 
 from common import cli, pictures
 from common.errors import BadInput
-from common.files import check_file, open_npy, read_table, sha256_of
+from common.files import check_file, check_folder, open_npy, read_table, sha256_of
 from common.manifest import Manifest
 from data import fingerprints
 from data.camelyon.slides import SPLIT_FOLDERS
@@ -81,8 +81,7 @@ def load_negatives(args, name: str) -> "CamelyonCrops | None":
 
 def list_crops(folder: Path, flag: str) -> dict[str, list[str]]:
     """Split -> sorted names, relative to the folder, of its crops: those in crops.csv, or else all that lie there."""
-    if not folder.is_dir():
-        raise BadInput(f"--{flag} {folder}: no such folder")
+    check_folder(folder, f"--{flag}")
     if os.path.lexists(folder / "crops.csv"):
         Manifest(folder).check("crops.csv")
         found = _read_names(folder / "crops.csv")

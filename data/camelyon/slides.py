@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common.errors import BadInput
-from common.files import read_table
+from common.files import check_folder, read_table
 from data.slides.pyramid import MASK_ENDING, SUFFIXES, find_files
 
 SLIDE_FOLDERS = ("", "images", "center_*", "centre_*")  # where slides lie below --base_path
@@ -25,8 +25,7 @@ ANNOTATED = frozenset(f"patient_{number[:3]}_node_{number[4:]}" for number in _A
 
 def find_slides(base_path: Path) -> dict[str, list[Path]]:
     """Slide name -> its files (more than one is an error to be reported). BadInput when there are none."""
-    if not base_path.is_dir():
-        raise BadInput(f"--base_path {base_path}: no such folder")
+    check_folder(base_path, "--base_path")
     found = find_files(base_path, SLIDE_FOLDERS, SUFFIXES)
     found = {name: files for name, files in found.items() if not name.endswith(MASK_ENDING)}
     if not found:

@@ -16,7 +16,7 @@ import numpy as np
 
 from common import cli
 from common.errors import BadInput
-from common.files import open_input
+from common.files import check_folder, open_input
 from data.slides.pyramid import MASK_ENDING, MAX_TILE, SUFFIXES, Slide, check_level, check_pages, find_files
 
 LESION_GROUPS = {"metastases", "tumor", "_0", "_1"}  # CAMELYON17, then CAMELYON16
@@ -170,8 +170,7 @@ def find_annotations(folder: Path, slides: dict[str, list[Path]]) -> dict[str, l
 
     Slides that lie in the same folder are not taken for masks. BadInput when the folder holds no annotation.
     """
-    if not folder.is_dir():
-        raise BadInput(f"--data {folder}: no such folder")
+    check_folder(folder, "--data")
     found = {}
     for suffixes in (SUFFIXES, (".xml",)):  # XML wins
         of_slide: dict[str, list[Path]] = {}

@@ -119,6 +119,7 @@ def test_pictures_are_drawn_whatever_backend_a_notebook_exports():
         (OSError(errno.EMFILE, os.strerror(errno.EMFILE), "data.csv"), "fewer --workers"),
         (OSError("Caught OSError in DataLoader worker process 0.\n[Errno 24] Too many open files"), "ulimit -n"),
         (ImportError("libz.so: cannot open shared object file: Too many open files"), "ulimit -n"),
+        (OSError(errno.EFBIG, os.strerror(errno.EFBIG), "a.pth"), "a.pth: too large; raise ulimit -f"),
         (OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)), "smaller -b"),
         (RuntimeError("unable to mmap 80 bytes from file </torch_1>: Cannot allocate memory (12)"), "smaller -b"),
         (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "), "smaller -b"),

@@ -24,7 +24,7 @@ def test_another_table_of_the_name_is_refused_and_stays(tmp_path):
     scores.write(tmp_path, "val", [])
     scores.write(tmp_path, "val", [])  # its own is replaced
     (tmp_path / "scores" / "val.csv").write_text("img,thesis\n")
-    with pytest.raises(BadInput, match=r"val\.csv: not a table of scores; move it elsewhere"):
+    with pytest.raises(BadInput, match=r"val\.csv: is there already and not a table of scores; move it elsewhere"):
         scores.write(tmp_path, "val", [])
     assert (tmp_path / "scores" / "val.csv").read_text() == "img,thesis\n"
 

@@ -1,6 +1,7 @@
 """evaluate_pairs.py, retrieve.py and cut_tiles.py as a user runs them: results, second runs and wrong input."""
 
 import json
+import os
 import shlex
 
 import numpy as np
@@ -12,7 +13,7 @@ from PIL import Image
 from sklearn.metrics import auc
 
 import train_retrieval
-from common import checkpoint
+from common import checkpoint, cli
 from common.errors import BadInput
 from models.paired_autoencoder import PairedAutoencoder
 from retrieval import cut_tiles, evaluate_pairs, retrieve
@@ -70,6 +71,24 @@ def test_checksums_that_would_not_be_checked_are_not_offered(groups, tmp_path, c
 def test_all_pairs_take_both_sides(groups, tmp_path):
     evaluate(groups, tmp_path, "--all_pairs", "--n", 1)
     assert scores(tmp_path)["median"]["pairs"] == 12
+
+
+def test_a_file_of_the_users_is_not_replaced_by_neighbours(tmp_path):
+    images, notes = write_images(tmp_path / "images", 3), tmp_path / "notes.csv"
+    notes.write_text("my notes")
+    with pytest.raises(BadInput, match=r"notes\.csv: is there already and not a table of neighbours"):
+        find(images, notes)
+    assert notes.read_text() == "my notes"
+    assert find(images, tmp_path / "out.csv")[1].equals(find(images, tmp_path / "out.csv")[1])
+
+
+def test_a_name_that_is_no_text_is_told(tmp_path, capsys):
+    images = write_images(tmp_path / "images", 3)
+    (images / "image_00.png").rename(os.fsdecode(os.fsencode(images) + b"/\xff.png"))
+    with pytest.raises(SystemExit) as ended:
+        cli.run(lambda: find(images, tmp_path / "out.csv"))
+    assert ended.value.code == 2
+    assert r"'\udcff.png': the name of a file is not UTF-8; rename it" in capsys.readouterr().err
 
 
 class Pictures:

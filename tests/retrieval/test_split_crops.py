@@ -42,6 +42,14 @@ def test_at_random_each_lesion_is_in_several_splits_and_the_fractions_are_met(cr
         assert found[["train", "val", "test"]].tolist() == pytest.approx(FRACTIONS, abs=0.03)
 
 
+def test_a_table_of_something_else_is_not_replaced(crops, tmp_path):
+    shutil.copy(crops.pos / "crops.csv", tmp_path)
+    with pytest.raises(BadInput, match=r"crops\.csv: is there already and not a table of splits"):
+        split(crops, tmp_path / "crops.csv", "random")
+    assert (tmp_path / "crops.csv").read_bytes() == (crops.pos / "crops.csv").read_bytes()
+    assert split(crops, tmp_path / "a.csv", "random").equals(split(crops, tmp_path / "a.csv", "random"))
+
+
 def test_the_seed_decides(crops, tmp_path):
     first, again, other = (split(crops, tmp_path / f"{i}.csv", "random", "--seed", s) for i, s in enumerate("112"))
     assert first.equals(again) and not first.equals(other)
