@@ -10,13 +10,13 @@ from shlex import quote
 import numpy as np
 
 from common import cli
-from common.files import make_folder, read_json, sha256_of
+from common.files import make_folder, sha256_of
 from data.camelyon import dataset as camelyon
 from data.cluttered_mnist import dataset as mnist
 from data.cluttered_mnist import digits
 from experiments import anomaly, made, runs, sources
 from experiments.runs import Children
-from experiments.stats import read_numbers
+from experiments.stats import read_near_duplicates
 from models import weights
 from models.needle import POOLINGS
 
@@ -163,10 +163,7 @@ class Images:
     @functools.cached_property
     def near_duplicates(self) -> dict[str, bool]:
         """Test image -> whether the audit finds a near-duplicate of it in training."""
-        threshold = read_json(self.audit / "summary.json")["threshold"]["distance"]
-        table = read_numbers(self.audit / "audit.csv", ["label"], ["distance"], ["query", "split"])
-        table = table[table["split"] == "test"]
-        return dict(zip(table["query"], table["distance"] <= threshold, strict=True))
+        return read_near_duplicates(self.audit, "test")
 
     @functools.cached_property
     def masks(self) -> dict[str, np.ndarray]:

@@ -31,7 +31,7 @@ GAPS = ("localization_ap", "chance_ap", "cell", "auc_with_near_duplicate", "auc_
 COLUMNS = (*KEY, *SCORES, *GAPS, "seconds", "device", "weights")
 TEXTS = ("setting", "data", "o2i", "method", "variant", "device", "weights")
 CHANCE = 0.5
-PANELS = {"auc": "test AUC", "localization_ap": "localisation AP"}
+PANELS = {"auc": "AUC", "localization_ap": "localisation AP"}
 TITLES = {"nmnist": "nMNIST", "made": made.TITLE}
 LABELS = [*(f"classifier {pooling}" for pooling in POOLINGS), "dsmil", "hnm", *DETECTORS]
 MARKERS = "osD^v<>Ph"
@@ -180,25 +180,29 @@ def draw(path: Path, folder: Path) -> list[Path]:
         table = table.assign(label=(table["method"] + " " + table["variant"]).str.strip())
         labels = [label for label in LABELS if label in set(table["label"])]
         styles = {label: (drawing.colours(LABELS)[label], MARKERS[LABELS.index(label)]) for label in labels}
-        kinds = [kind for kind in TITLES if kind in set(table["data"])]
-        canvas = Figure(figsize=(5.2 * len(kinds) + 1.8, 6.6), dpi=110, layout="constrained")
-        axes = canvas.subplots(len(PANELS), len(kinds), squeeze=False, sharex="col")
-        for column, kind in enumerate(kinds):
-            axes[0][column].set_title(TITLES[kind], fontsize=10)
-            for line, metric in enumerate(PANELS):
-                draw_panel(axes[line][column], table[table["data"] == kind], metric, styles)
-            axes[-1][column].set_xlabel("object-to-image ratio (%, mean of the positives)")
-        canvas.legend(handles=legend(styles), loc="outside right center", frameon=False, fontsize=8)
+        columns = {TITLES[kind]: table[table["data"] == kind] for kind in TITLES if kind in set(table["data"])}
         n = table["seed"].nunique()
-        canvas.suptitle(
-            f"setting: {setting}; a marker for each of {n} seed{'s' * (n > 1)}, their mean and standard deviation",
-            fontsize=8,
-        )
+        title = f"setting: {setting}; a marker for each of {n} seed{'s' * (n > 1)}, their mean and standard deviation"
         name = NAME if setting == "small" else f"{NAME}_{anomaly.as_name(setting)}"
         pictures.append(make_subfolder(make_folder(folder.parent), folder.name) / f"{name}.png")
-        with atomic_open(pictures[-1]) as file:
-            FigureCanvasAgg(canvas).print_png(file)
+        draw_columns(pictures[-1], columns, styles, title)
     return pictures
+
+
+def draw_columns(path: Path, columns: dict[str, pd.DataFrame], styles: dict, title: str) -> None:
+    """Write a PNG with AUC above localisation AP for each table, whose rows have label, o2i, o2i_percent, chance_ap."""
+    canvas = Figure(figsize=(5.2 * len(columns) + 1.8, 6.6), dpi=110, layout="constrained")
+    axes = canvas.subplots(len(PANELS), len(columns), squeeze=False, sharex="col")
+    for column, (heading, table) in enumerate(columns.items()):
+        axes[0][column].set_title(heading, fontsize=10)
+        for line, metric in enumerate(PANELS):
+            draw_panel(axes[line][column], table, metric, styles)
+        axes[-1][column].set_xlabel("object-to-image ratio (%, mean of the positives)")
+    chance_known = any(table["chance_ap"].notna().any() for table in columns.values())
+    canvas.legend(handles=legend(styles, chance_known), loc="outside right center", frameon=False, fontsize=8)
+    canvas.suptitle(title, fontsize=8)
+    with atomic_open(path) as file:
+        FigureCanvasAgg(canvas).print_png(file)
 
 
 def draw_panel(axis, table, metric: str, styles: dict) -> None:
@@ -215,7 +219,7 @@ def draw_panel(axis, table, metric: str, styles: dict) -> None:
             deviation = np.nan_to_num(own[metric].std())
             axis.errorbar(at, own[metric].mean(), deviation, color="black", capsize=2, linewidth=0.8, zorder=1)
             axis.hlines(own[metric].mean(), *ends, color=colour, linewidth=2, zorder=1)
-            if metric == "localization_ap":
+            if metric == "localization_ap" and own["chance_ap"].notna().any():
                 axis.hlines(own["chance_ap"].mean(), *ends, color=colour, linestyle=":", linewidth=1.5)
     if metric == "auc":
         axis.axhline(CHANCE, color="grey", linewidth=0.8, linestyle="--", zorder=0)
@@ -225,15 +229,16 @@ def draw_panel(axis, table, metric: str, styles: dict) -> None:
     axis.minorticks_off()
 
 
-def legend(styles: dict) -> list[Line2D]:
+def legend(styles: dict, chance_known: bool) -> list[Line2D]:
     """A marker for each method, and what dashes mean."""
     entries = [
         Line2D([], [], color=colour, marker=marker, linestyle="", markeredgecolor="black", label=label, **EDGE)
         for label, (colour, marker) in styles.items()
     ]
+    cells = [Line2D([], [], color="grey", linestyle=":", linewidth=1.5, label="random cell of its size")]
     return [
         *entries,
         Line2D([], [], color="grey", linewidth=2, label="mean of the seeds"),
-        Line2D([], [], color="grey", linestyle=":", linewidth=1.5, label="random cell of its size"),
+        *(cells if chance_known else []),
         Line2D([], [], color="grey", linestyle="--", linewidth=0.8, label="chance"),
     ]

@@ -50,3 +50,14 @@ def read_precision(path: Path) -> float:
     if not isinstance(value, (float, int)):
         raise BadInput(f"{path}: average_precision is {value!r}, expected a number")
     return value
+
+
+def read_near_duplicates(audit: Path, split: str) -> dict[str, bool]:
+    """Image of a split -> whether audit_leakage.py, which left this folder, found a near-duplicate of it."""
+    found = read_json(audit / "summary.json").get("threshold")
+    threshold = found.get("distance") if isinstance(found, dict) else None
+    if not isinstance(threshold, (float, int)):
+        raise BadInput(f"{audit / 'summary.json'}: no threshold, expected what audit_leakage.py writes")
+    table = read_numbers(audit / "audit.csv", ["label"], ["distance"], ["query", "split"])
+    nearest = table[table["split"] == split].groupby("query")["distance"].min()
+    return dict(zip(nearest.index.astype(str), nearest <= threshold, strict=True))
