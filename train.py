@@ -150,7 +150,13 @@ def open_folder(learner: Learner, loaders: Loaders, args) -> RunFolder:
         steps_per_epoch=len(loaders.steps(0, max(1, args.delayed_step), 0)),
         scalars=step_scalars,
         facts={"config": network, "args": runfolder.plain(args)},
-        config=runfolder.describe_run(args, learner.device, model=network, data=loaders.fingerprint),
+        config=runfolder.describe_run(
+            args,
+            learner.device,
+            model=network,
+            data=loaders.fingerprint,
+            epochs_in_all=args.epochs * loaders.epoch_factor,
+        ),
         upgrade=upgrade,
         advice=f"lower --lr{exact}",
     )

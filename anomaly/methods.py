@@ -2,4 +2,10 @@
 
 from anomaly import deep_geo, deep_if, deep_knn, dpa, piad
 
-METHODS = {"dpa": dpa, "deep_geo": deep_geo, "deep_if": deep_if, "deep_knn": deep_knn, "piad": piad}
+METHODS = {
+    "dpa": dpa,
+    "deep_geo": deep_geo,
+    "deep_if": deep_if,
+    "deep_knn": deep_knn,
+    "piad": piad,
+}

@@ -31,6 +31,7 @@ from common.errors import BadInput, WorkFailed
 from common.events import EventFile
 from common.files import check_target, read_json, write_csv, write_json
 
+CALL = ("started", "command", "git_commit", "versions", "device")  # of config.json: who trained, with what
 STEPS_PER_READ = 50  # steps between transfers of their sums from the device
 NOTHING, DUE = -1, 0  # wishes between two steps; above is the number of a signal
 
@@ -92,8 +93,9 @@ def describe_run(args, device: torch.device, **facts) -> dict:
 
 
 def _git_commit():
-    """The source's commit, or None outside a checkout."""
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    """The source's commit, with -dirty where files were changed since, or None outside a checkout."""
+    describe = ["describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    command = ["git", "--no-optional-locks", "-C", str(Path(__file__).parent), *describe]
     try:
         return subprocess.run(command, capture_output=True, text=True, timeout=5, check=True).stdout.strip()
     except (OSError, subprocess.SubprocessError):
@@ -192,12 +194,20 @@ class RunFolder:
         if complete:
             return
         if processes.rank() == 0 and self.config is not None:
-            write_json(self.logdir / "config.json", self.config)
+            write_json(self.logdir / "config.json", self.config | self._earlier_calls())
         first = len(self.history) * self.steps_per_epoch + self.done + 1
         self.stack.enter_context(signals.deferred(*[self.args.signal] if self.args.signal else []))
         self.events = self.stack.enter_context(EventFile(self.logdir, first) if processes.rank() == 0 else EventFile())
         while len(self.history) < n and not self.complete:
             yield len(self.history)
+
+    def _earlier_calls(self):
+        """What began the run that is continued, and continued it before: of config.json, one entry each."""
+        path = self.logdir / "config.json"
+        if not (self.history or self.done) or not path.exists():
+            return {}
+        before = read_json(path)
+        return {"earlier": [*before.get("earlier", []), {name: before.get(name) for name in CALL}]}
 
     def steps(self, steps: Collection) -> Iterator:
         """The steps that are left of the epoch, after `done` of them, each seeded by its place.

@@ -181,7 +181,8 @@ def localization(run: Trial) -> float | None:
     scores, best = run.logdir / "saliency" / "localization.json", run.logdir / "best_checkpoint.pth"
     if not scores.exists() or (best.exists() and best.stat().st_mtime > scores.stat().st_mtime):
         return None
-    return None if best_was_replaced(run) else read_precision(scores)
+    precision = read_precision(scores)
+    return None if best_was_replaced(run) else precision
 
 
 def is_done(run: Trial) -> bool:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import train
-from common import checkpoint, processes
+from common import checkpoint, processes, runfolder
 from common.errors import BadInput, WorkFailed
 from common.moments import GradientVariance
 from common.runfolder import RunFolder
@@ -136,7 +136,7 @@ def test_log_folder_holds_what_the_readme_says(tmp_path):
     config = json.loads((tmp_path / "config.json").read_text())
     assert config["arguments"]["lr"] == 1e-3
     assert config["versions"]["torch"] == torch.__version__
-    assert {"git_commit", "device"} <= set(config)
+    assert {"git_commit", "device"} <= set(config) and config["epochs_in_all"] == 2
     for name in ("checkpoint.pth", "best_checkpoint.pth"):
         torch.load(tmp_path / name, weights_only=True)
     events = EventAccumulator(str(tmp_path)).Reload()
@@ -146,6 +146,16 @@ def test_log_folder_holds_what_the_readme_says(tmp_path):
     assert [event.step for event in events.Scalars("train/loss")] == list(range(1, 9))  # 2 epochs of 4 steps
     histograms = events.Tags()["histograms"]
     assert {"rmsprop_second_moment/cnn.layer1", "gradient_variance/mlp"} <= set(histograms)
+
+
+def test_a_continued_run_says_what_began_it(tmp_path):
+    found = []
+    for epochs in (1, 2, 3):
+        fit(tmp_path, "-e", epochs)
+        found.append(json.loads((tmp_path / "config.json").read_text()))
+    assert [config["epochs_in_all"] for config in found] == [1, 2, 3]
+    assert "earlier" not in found[0]
+    assert found[2]["earlier"] == [{name: config[name] for name in runfolder.CALL} for config in found[:2]]
 
 
 def test_a_folder_of_another_configuration_is_refused_naming_the_flags(tmp_path):
