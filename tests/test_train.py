@@ -283,6 +283,14 @@ def test_evaluation_leaves_no_gradient_and_weights_images_not_batches(tmp_path):
     assert all(p.grad is None for p in model.parameters())
 
 
+def test_the_loss_of_an_evaluation_is_the_mean_cross_entropy(tmp_path):
+    args = make_args(tmp_path, "-b", 32)
+    model, batches = make_model(args), make_loaders(args).evaluation["eval"]
+    ((images, labels),) = batches
+    expected = torch.nn.functional.cross_entropy(model.eval()(images), labels).item()
+    assert train.evaluate(model, batches, CPU)["loss"] == pytest.approx(expected, rel=1e-4)
+
+
 def test_optimisers_are_those_of_pawlowski_2019(tmp_path):
     model = make_model(make_args(tmp_path))
     rmsprop = train.make_optimizer(model, make_args(tmp_path, "--lr", "5e-5")).defaults
@@ -293,6 +301,9 @@ def test_optimisers_are_those_of_pawlowski_2019(tmp_path):
         "momentum": 0,
     }
     assert train.make_optimizer(model, make_args(tmp_path, "--opt", "momentum")).defaults["momentum"] == 0.9
+    for name in ("rmsprop", "momentum", "adam"):
+        decaying = train.make_optimizer(model, make_args(tmp_path, "--opt", name, "--l2", "0.01"))
+        assert [group["weight_decay"] for group in decaying.param_groups] == [0.01]
 
 
 @pytest.mark.parametrize("precision", ["tf32", "bf16", "fp16"])

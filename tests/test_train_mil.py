@@ -165,6 +165,14 @@ def test_features_of_strangers_are_trained_on(listed, tmp_path):
     assert table.hit.isna().all()
 
 
+def test_all_scores_are_of_the_best_epoch_whichever_is_extracted(listed, tmp_path):
+    for extracted in range(2):
+        logdir = tmp_path / str(extracted)
+        assert on_features(listed, logdir, "--epoch_to_extract_mil", extracted) == 0
+        found, table = json.loads((logdir / "mil.json").read_text()), pd.read_csv(logdir / "stats.csv")
+        assert found["val"]["loss"] == pytest.approx(table.eval_loss[found["best_epoch"] - 1])
+
+
 def test_folds_report_each_bag_once_chosen_by_others(listed, tmp_path, capsys):
     assert on_features(listed, tmp_path, "--folds", 3) == 0
     tables = [pd.read_csv(tmp_path / f"fold_{k}" / "scores" / "test.csv") for k in range(3)]

@@ -10,6 +10,7 @@ from common import checkpoint, processes, signals
 from common.errors import BadInput
 from tests.anomaly import squares
 from tests.anomaly.squares import content, normal_squares, squares_apart
+from tests.models.inputs import input_of
 
 SIDE, SHIFT = 8, 2
 
@@ -67,6 +68,12 @@ def make_model():
     with torch.no_grad():
         model.network.dense.weight *= 200  # as sure as a trained network: probabilities of 0 and 1 in float32
     return model
+
+
+def test_the_network_sees_pixels_from_minus_1_to_1():
+    model, images = deep_geo.DeepGeo(1, 32, 4, depth=10, widen=1).eval(), torch.rand(2, 1, 32, 32)
+    seen = input_of(model.network, lambda: model(images, torch.zeros(2, dtype=torch.long)))
+    assert torch.equal(seen, 2 * images - 1)
 
 
 def test_scores_are_finite_however_sure_the_network_is():

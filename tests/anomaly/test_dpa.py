@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 import torch
 
-from anomaly import dpa, runs
+from anomaly import adversarial, dpa, runs
 from common import checkpoint, processes, signals
 from common.errors import BadInput, WorkFailed
 from models.autoencoder import Autoencoder
@@ -134,6 +134,13 @@ def test_pixels_count_in_the_loss_and_not_in_the_score(tmp_path):
     torch.testing.assert_close(detector.maps(detector.reference(x), y)[0], score)
 
 
+def test_a_score_is_the_loss_of_tiles_as_training_sees_them(tmp_path):
+    made, _, (tiles, _, _) = learner(tmp_path)
+    x = made.detector.seen(tiles, 16, 1.0)
+    loss = made.detector.losses(x, made.detector.autoencoder(x))
+    torch.testing.assert_close(dpa.score(made.detector, tiles)[0], loss)
+
+
 @pytest.mark.parametrize("flags", ["", "--loss l1", "--loss l2", "--adv_weight 0.1 --n_dis 1", GROWING])
 def test_a_square_in_noise_is_found_and_scored_alike_in_any_batch(tmp_path, flags):
     fit(tmp_path, "--iters 40", flags)
@@ -147,6 +154,29 @@ def test_the_critic_is_taught_before_each_step_and_saved(tmp_path):
     torch.manual_seed(0)
     assert {"critic", "critic_optimizer"} <= saved.keys()
     assert saved["critic_optimizer"]["state"][0]["step"] == 8  # twice a step
+
+
+def test_the_critic_is_taught_that_images_are_real(tmp_path, monkeypatch):
+    made, _, (tiles, images, _) = learner(tmp_path, "--adv_weight 5 --n_dis 1")
+    taught = []
+    lesson = lambda critic, *pair: taught.append(pair) or critic(pair[0]).mean()  # noqa: E731
+    monkeypatch.setattr(adversarial, "critic_loss", lesson)
+    made.step(tiles, images, 1.0)
+    ((real, _),) = taught
+    torch.testing.assert_close(real, 2 * tiles - 1)
+
+
+def test_the_autoencoder_gets_the_gradient_of_the_formula(tmp_path, monkeypatch):
+    """Of L - adv_weight D(y)."""
+    made, _, (tiles, images, _) = learner(tmp_path, "--adv_weight 5")
+    made.optimizer.step = lambda: None
+    monkeypatch.setattr(made, "_teach_critic", lambda *_: torch.zeros(()))
+    made.step(tiles, images, 1.0)
+    network, x = made.detector.autoencoder, 2 * tiles - 1
+    y = network(x, 1.0)
+    loss = made.detector.losses(x, y).mean() - 5 * made.critic(y, 1.0).mean()
+    expected = torch.autograd.grad(loss, network.parameters())
+    torch.testing.assert_close([p.grad for p in network.parameters()], list(expected), rtol=1e-4, atol=1e-7)
 
 
 def test_it_ends_when_validation_no_longer_improves_and_keeps_the_best(tmp_path, monkeypatch):

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from anomaly import piad, runs
+from anomaly import adversarial, piad, runs
 from common import checkpoint, processes, signals
 from common.errors import BadInput, WorkFailed
 from tests.anomaly import squares
@@ -114,6 +114,16 @@ def test_only_the_critics_learn_in_their_step(tmp_path):
         for name, network in learner.networks.items()
     }
     assert changed == {"encoder": False, "decoder": False, "image_critic": True, "code_critic": True}
+
+
+def test_images_and_drawn_codes_are_what_critics_are_taught_as_real(tmp_path, monkeypatch):
+    learner, images, taught = piad.Learner(parse(tmp_path), 1, CPU), torch.rand(4, 1, 16, 16), []
+    lesson = lambda critic, *pair: taught.append(pair) or critic(pair[0]).mean()  # noqa: E731
+    monkeypatch.setattr(adversarial, "critic_loss", lesson)
+    piad.train_critics(learner, images)
+    (real, _), (_, made) = taught
+    assert torch.equal(real, images)
+    torch.testing.assert_close(made, learner.encoder(images))
 
 
 def test_sizes_follow_the_tile_and_are_those_of_camelyon16_at_64_px(tmp_path):

@@ -60,6 +60,16 @@ def test_a_score_without_map_fills_what_is_nearest_to_its_tile():
     assert found.detection(None, None, False)["hit"] is None
 
 
+def test_where_tiles_overlap_the_cell_lies_in_the_tiles_middle():
+    image, mask = torch.zeros(1, 32, 32), np.zeros((32, 32), bool)
+    image[0, 8:24, 8:24] = 1  # a tile
+    mask[12, 19] = True
+    (found,) = score_images([(image, "a")], 16, 8, 5, without_map)
+    detection = found.detection(mask, 1, True)
+    assert [detection[name] for name in ("peak_y", "peak_x", "cell", "hit")] == [16, 16, 8, 1]
+    assert found.detection(np.roll(mask, 1, axis=1), 1, True)["hit"] == 0  # on the tile, beside its cell
+
+
 def test_memory_does_not_grow_with_the_number_of_tiles():
     """One image and one batch at a time are in memory, and no image before it is needed."""
     alive = []

@@ -21,6 +21,10 @@ def test_perfect_and_reversed_scores():
     assert (reversed_scores["auc"], reversed_scores["acc"]) == (0, 0)
 
 
+def test_a_logit_of_zero_predicts_class_0():
+    assert metrics.classification(np.array([1, 0]), np.zeros(2))["recall"] == 0
+
+
 def test_one_class_has_no_auc():
     scores = metrics.classification(np.array([1, 1]), np.array([0.5, -0.5]))
     assert np.isnan(scores["auc"])

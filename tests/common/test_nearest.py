@@ -10,17 +10,21 @@ def small_blocks(monkeypatch):
     monkeypatch.setattr(nearest, "BLOCK", 7)
 
 
-def brute(queries, gallery, k):
+def brute(queries, gallery, k, own=None, others=None):
     distances = np.sqrt(((queries[:, None].astype(float) - gallery[None]) ** 2).sum(-1))
+    if own is not None:
+        distances[own[:, None] == others] = np.inf
     order = np.argsort(distances, axis=1)[:, :k]
     return np.take_along_axis(distances, order, 1), order
 
 
-def test_blocks_find_what_all_differences_find(small_blocks):
+@pytest.mark.parametrize("grouped", [False, True])
+def test_blocks_find_what_all_differences_find(small_blocks, grouped):
     rng = np.random.default_rng(0)
     queries, gallery = rng.normal(size=(30, 16)).astype("f"), rng.normal(size=(500, 16)).astype("f")
-    distances, indices = nearest.k_nearest(queries, gallery, 5)
-    expected, order = brute(queries, gallery, 5)
+    groups = (rng.integers(0, 4, 30), rng.integers(0, 4, 500)) if grouped else ()
+    distances, indices = nearest.k_nearest(queries, gallery, 5, *groups)
+    expected, order = brute(queries, gallery, 5, *groups)
     np.testing.assert_allclose(distances, expected, rtol=1e-5)
     np.testing.assert_array_equal(indices, order)
 

@@ -60,3 +60,11 @@ def test_a_detection_is_the_maps_maximum(mask, known, hit):
     found = scores.detection(values, inside, label=1, known=known)
     o2i = None if mask is None else float(mask)
     assert found == {"o2i": o2i, "peak_y": 2, "peak_x": 5, "cell": 1, "confidence": 3.0, "hit": hit}
+
+
+@pytest.mark.parametrize(("y", "x", "hit"), [(4, 8, 1), (7, 11, 1), (8, 8, 0), (4, 12, 0), (3, 8, 0), (4, 7, 0)])
+def test_a_cell_is_hit_by_its_own_pixels_alone(y, x, hit):
+    mask = np.zeros((16, 24), bool)
+    mask[y, x] = True
+    found = scores.cell_detection(np.array([0.0, 1.0]), np.array([[0, 0], [4, 8]]), 4, mask, label=1, known=True)
+    assert (found["hit"], found["peak_y"], found["peak_x"]) == (hit, 6, 10)

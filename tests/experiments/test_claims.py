@@ -125,6 +125,15 @@ def test_claims_about_runs_that_do_not_fit_are_undecided_unless_at_the_papers_se
     assert why.startswith("0 of 3 runs fit the training data at object-to-image ratio (%) 49 receptive field (px) 33")
 
 
+@pytest.mark.parametrize(
+    "claim", [claim for claim in claims.CLAIMS if claim.receptive_field], ids=lambda c: c.text[:30]
+)
+def test_runs_of_other_receptive_fields_have_no_part_in_a_claim_of_one(claim):
+    right, wrong = scores_of(claim)
+    score = lambda p: (right if p.receptive_field == claim.receptive_field else wrong)(p)  # noqa: E731
+    assert claims.judge(claim, table_of(claim.figure, score))[0] == "confirmed"
+
+
 def test_differences_within_two_standard_errors_are_undecided():
     claim = claims.CLAIMS[0]
     table = table_of("figure4", lambda p: {"test_acc": 0.8 - 0.001 * small(p)}, spread=0.05)

@@ -124,6 +124,13 @@ def test_a_damaged_table_is_named(tmp_path):
         methods.draw(path, tmp_path / "figures")
 
 
+def test_seeds_agree_by_the_standard_error_of_their_mean(tmp_path):
+    """0.56 and 0.64 lie two of their standard errors above 0.5, not two of their deviations."""
+    path = tmp_path / "results" / "methods.csv"
+    write(path, *(line(seed=seed, auc=auc, positives=1000) for seed, auc in ((1, 0.56), (2, 0.64))))
+    assert "above chance at O2I 19 %" in methods.verdicts(path)[0]
+
+
 class Here:
     """Runs the project's scripts in this process; `ended` names a script that is ended from outside."""
 

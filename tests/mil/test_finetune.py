@@ -67,6 +67,12 @@ def test_a_run_leaves_what_hnm_wsi_leaves_and_the_table_of_every_method(whole):
     assert not list(whole.glob("epoch*/features/*[lnt].npy"))  # which fill a disk
 
 
+def test_the_report_is_by_the_best_epoch_of_the_best_round(whole):
+    found = read_json(whole / "mil.json")
+    table = pd.read_csv(whole / finetune.round_name(found["round"]["epoch"]) / "stats.csv")
+    assert found["val"]["loss"] == pytest.approx(table.eval_loss[table.eval_auc.idxmax()], rel=1e-4)
+
+
 def test_given_again_a_finished_run_does_nothing(whole, bags, capsys):
     before = {path: path.read_bytes() for path in whole.rglob("*") if path.is_file()}
     finetune.main(flags(bags, whole))

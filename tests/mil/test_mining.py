@@ -39,10 +39,10 @@ def test_without_the_filter_all_tiles_of_negative_bags_are_in():
     assert select(Rule(0.3, hardest=None)).n_clean.tolist() == list(range(10, 20))
 
 
-def test_negatives_at_random_are_as_many_as_the_hardest():
-    rule = Rule(0.3, at_random=True)
+def test_negatives_at_random_are_as_many_as_the_hardest_and_all_different():
+    rule = Rule(0.3, hardest=0.9, at_random=True)
     draws = [mining.select(SCORES, BAGS, POSITIVE, rule, 0.5, 0.5, seed=(7, epoch)) for epoch in range(9)]
-    assert {len(draw.n_clean) for draw in draws} == {2}
+    assert {(len(draw.n_clean), len(set(draw.n_clean))) for draw in draws} == {(9, 9)}
     assert not POSITIVE[np.concatenate([draw.n_clean for draw in draws])].any()
     assert len({tuple(draw.n_clean) for draw in draws}) > 1
 

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import torch.nn.functional as F
 
 from common import checkpoint, metrics, signals
 from common.errors import BadInput
@@ -80,6 +81,21 @@ def test_positives_weigh_as_much_as_negatives_once(flags, weight):
     bags = digit_bags(8, 4, size=2)["train"].subset([0, 1, 2, 4, 6, 3, 2, 0])
     assert np.bincount(bags.labels).tolist() == [6, 2]
     assert rounds.pos_weight(bags, make_args("unused", *flags)) == weight
+
+
+def test_the_validation_loss_is_the_bags_cross_entropy():
+    bags, logits = digit_bags(4, 6, size=3)["val"], np.linspace(-3, 2, 6)
+    found = rounds.evaluate(bags, rounds.Scores(logits, [np.zeros(3, np.float32)] * 6), 0.0)
+    expected = F.binary_cross_entropy_with_logits(torch.from_numpy(logits), torch.from_numpy(bags.labels).double())
+    assert found["loss"] == pytest.approx(expected.item())
+
+
+def test_instances_of_positive_bags_are_scored_apart():
+    """Those of negative bags score highest, and in a positive bag the object does."""
+    bags = digit_bags(4, 6, size=3)["val"]
+    instances = [truth if label else truth + 5 for label, truth in zip(bags.labels, bags.truth, strict=True)]
+    found = rounds.evaluate(bags, rounds.Scores(np.zeros(6), instances), 0.0)
+    assert found["instance_auc_positive_bags"] == 1 > found["instance_auc"]
 
 
 def test_the_rate_halves_every_75_epochs_and_no_sooner():

@@ -18,8 +18,10 @@ def comet(monkeypatch):
     return logged
 
 
-def test_without_a_tracker_nothing_is_logged():
+def test_without_a_tracker_nothing_is_logged(comet, monkeypatch):
+    monkeypatch.setenv(KEY, "key")
     Tracker("none", "run").log({"epoch": 1})
+    assert comet == []
 
 
 def test_without_its_package_it_is_refused_in_one_line(monkeypatch):

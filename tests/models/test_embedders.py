@@ -12,6 +12,7 @@ from common.errors import BadInput
 from models import embedders, needle, weights
 from models.encoder import Config, TileEncoder
 from models.vgg import VGG, layers
+from tests.models.inputs import as_torchvision_sees, input_of
 
 RANDOM = weights.Weights("random")
 
@@ -72,6 +73,13 @@ def test_a_vector_depends_on_its_image_alone_and_random_weights_are_the_same_eac
     alone = torch.cat([second(image[None]) for image in images])
     assert (alone - together).norm() < 1e-4 * together.norm()
     assert first.describe()["weights"] == "random"
+
+
+@pytest.mark.parametrize("name", ["squeezenet", "resnet18"])
+def test_a_trunk_sees_pictures_as_torchvisions_networks_do(name):
+    embedder, images = embedders.build(flags(name)), torch.rand(2, 3, 64, 64)
+    seen = input_of(embedder.trunk.trunk, lambda: embedder(images))
+    torch.testing.assert_close(seen, as_torchvision_sees(images))
 
 
 def test_pixels_ignore_brightness_and_survive_a_flat_picture():

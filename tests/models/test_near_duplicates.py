@@ -10,6 +10,7 @@ from common.errors import BadInput
 from models import near_duplicates
 from models.paired_autoencoder import PairedAutoencoder, grey
 from retrieval import triplet
+from tests.models.inputs import as_torchvision_sees, input_of
 
 
 def count(module):
@@ -55,6 +56,12 @@ def test_colours_count_as_pil_greys_them(networks):
     with torch.no_grad():
         torch.testing.assert_close(network(images), network(grey(images)))
     assert grey(torch.tensor([1.0, 0, 0]).view(1, 3, 1, 1)).item() == pytest.approx(0.299)
+
+
+def test_a_trunk_sees_grey_pictures_as_torchvisions_networks_do(networks):
+    network, images = networks["resnet50"].eval(), torch.rand(2, 1, 64, 64)
+    seen = input_of(network.base, lambda: network(images))
+    torch.testing.assert_close(seen, as_torchvision_sees(images.expand(-1, 3, -1, -1)))
 
 
 def test_gem_is_the_mean_at_one_and_tends_to_the_maximum():

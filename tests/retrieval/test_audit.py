@@ -7,11 +7,12 @@ from retrieval.index import turned
 from tests.retrieval.crops import slide_texture
 
 
-def test_the_threshold_flags_one_in_a_hundred_and_is_lowered_by_known_duplicates():
+def test_the_threshold_flags_one_in_a_hundred_and_is_lowered_to_find_99_of_100_known_duplicates():
     nearest = np.random.default_rng(0).uniform(0.5, 1, 5000)
     threshold = audit.automatic_threshold(nearest)
-    assert np.mean(nearest <= threshold) == pytest.approx(audit.RATE, abs=1e-3)
-    assert audit.automatic_threshold(nearest, np.full(100, 0.2)) == pytest.approx(0.2)
+    assert np.mean(nearest <= threshold) == pytest.approx(0.01, abs=1e-3)
+    duplicates = np.linspace(0.1, 0.3, 1000)
+    assert np.mean(duplicates <= audit.automatic_threshold(nearest, duplicates)) == pytest.approx(0.99, abs=2e-3)
     assert audit.automatic_threshold(nearest, np.full(100, 0.9)) == threshold
     assert audit.automatic_threshold(np.zeros(10)) == audit.ROUNDING  # copies alone
 
@@ -67,6 +68,11 @@ def test_a_method_is_scored_with_and_without_near_duplicates():
     assert (found["with_near_duplicate"]["auc"], found["without"]["auc"]) == (1, 0)
     assert [found[part]["accuracy"] for part in found] == [0.5, 1, 0]
     assert audit.score_parts(labels, labels, np.zeros(4, bool), None)["with_near_duplicate"]["auc"] is None
+
+
+def test_a_score_on_the_threshold_predicts_class_0():
+    found = audit.score_parts(np.array([0, 0, 1]), np.array([0.5, 0.1, 0.9]), np.zeros(3, bool), 0.5)
+    assert found["all"]["accuracy"] == 1
 
 
 @pytest.mark.parametrize("orientation", range(8))

@@ -1,5 +1,7 @@
 """The test protocol of Koker 2020, held against loops, and on vectors whose scores are known."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -83,6 +85,16 @@ def test_the_threshold_is_the_last_with_99_percent_precision():
     assert found["precision_at_recall_90"] == 1
     nothing = protocol.working_points(1 - labels, np.arange(110) / 100)
     assert (nothing["threshold"], nothing["recall_at_threshold"]) == (None, 0)
+
+
+def test_precision_at_a_recall_is_the_best_from_there_on():
+    found = protocol.working_points(np.array([0] * 10 + [1] * 100), np.arange(110))
+    assert found["precision_at_recall_90"] == pytest.approx(100 / 110)  # that of all
+
+
+def test_recall_at_k_counts_duplicates_among_the_first_k():
+    found = protocol.scores(dataclasses.replace(compare(vectors(8)), rank=np.array([0, 1, 4, 5])))
+    assert (found["recall@1"], found["recall@5"]) == (0.25, 0.75)
 
 
 def test_a_median_of_draws_is_none_where_one_has_none():
