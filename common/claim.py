@@ -24,11 +24,12 @@ def claim(folder: Path, name: str, settings: dict, flag: str) -> None:
 def differences(before: dict, now: dict, dash: str = "--") -> str:
     """The settings that differ, as `--size 64 (now 128), other data`; empty when none does.
 
-    What "data" and "embedder" hold is a digest, which tells a reader nothing.
+    What "data" and names that end in sha256 hold is a digest, which tells a reader nothing.
     """
-    digests = ("data", "embedder")
     return ", ".join(
-        f"other {name}" if name in digests else f"{dash}{name} {before.get(name)} (now {now.get(name)})"
+        f"other {name}"
+        if name == "data" or name.endswith("sha256")
+        else f"{dash}{name} {before.get(name)} (now {now.get(name)})"
         for name in changed(before, now)
     )
 
