@@ -10,7 +10,7 @@ from anomaly.methods import METHODS
 from anomaly.settings import SETTINGS
 from common import cli, processes, runfolder
 from common.errors import BadInput
-from data import datatypes, loaders
+from data import datatypes, loaders, transforms
 from data.normals import NormalTiles
 
 
@@ -23,6 +23,7 @@ def parse_args(argv=None):
     parser = cli.ArgumentParser(description=__doc__)
     add_method_flag(parser)
     datatypes.add_flags(parser)
+    transforms.add_training_flags(parser)
     parser.add_argument("--tile", type=cli.positive, default=64, help="px a side of what the detector sees at once")
     loaders.add_flags(parser, batch_size=128)
     runfolder.add_flags(parser)

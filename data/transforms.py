@@ -15,14 +15,19 @@ RGB_TO_GREY = (0.299, 0.587, 0.114)  # of ITU-R BT.601
 
 
 def add_flags(parser) -> None:
-    """Declare `--grey`, `--crop`, `--equalize`, `--resize`, and `--random_crop` and `--flip`, of training alone."""
+    """Declare `--grey`, `--crop`, `--equalize` and `--resize`."""
     group = parser.add_argument_group("what happens to an image, in this order")
     group.add_argument("--grey", action="store_true", help="one channel")
     group.add_argument("--crop", type=cli.positive, help="cut out the middle, so many px a side")
-    group.add_argument("--random_crop", action="store_true", help="training: cut --crop out anywhere instead")
     group.add_argument("--equalize", action="store_true", help="equalise the histogram of each channel")
     group.add_argument("--resize", type=cli.positive, help="scale to a square of so many px a side")
-    group.add_argument("--flip", action="store_true", help="training: mirror at random, in both directions")
+
+
+def add_training_flags(parser) -> None:
+    """Declare `--random_crop` and `--flip`."""
+    group = parser.add_argument_group("what happens to a training image instead or beside that")
+    group.add_argument("--random_crop", action="store_true", help="cut --crop out anywhere, not in the middle")
+    group.add_argument("--flip", action="store_true", help="mirror at random, in both directions")
 
 
 @dataclass(frozen=True)
