@@ -15,7 +15,7 @@ import measure
 import numpy as np
 
 from common import cli
-from data.cluttered_mnist import digits, folder, placements, recipe
+from data.cluttered_mnist import canvas_files, digits, placements, recipe
 
 TURN = 10
 SETTINGS = {"patch-size": 64, "scale": 1.0}
@@ -47,7 +47,7 @@ def main(argv=None):
         print_row("compose one canvas, ms", *median_ms(images, source.canvas, lambda i: compose_float64(source, i)))
         write = median_ms(
             images,
-            lambda i: folder.save_npz(out / "ours.npz", source.arrays(i)),
+            lambda i: canvas_files.save_npz(out / "ours.npz", source.arrays(i)),
             lambda i: save_float64(out / "baseline.npz", source, i),
         )
         print_row("compose and write one npz, ms", *write)

@@ -18,7 +18,7 @@ from common.errors import BadInput
 from common.files import read_json, read_table
 from common.manifest import Manifest
 from data import SPLITS
-from data.cluttered_mnist import folder, render
+from data.cluttered_mnist import canvas_files, render
 from data.cluttered_mnist.device_render import DeviceRenderer, RenderedBatches
 from data.cluttered_mnist.digits import SIDE
 from data.cluttered_mnist.recipe import Noise, Recipe
@@ -178,14 +178,14 @@ class Files:
             raise BadInput(f"{missing[0]}: no such file ({len(missing)} of {len(names)} canvases are missing)")
         self.origin, self.manifest = origin, Manifest(path)
         sample = {len(names) * i // SAMPLE for i in range(SAMPLE)}  # the first and others far apart
-        shapes = Counter(folder.canvas_shape(self.paths[i]) for i in sorted(sample))
+        shapes = Counter(canvas_files.canvas_shape(self.paths[i]) for i in sorted(sample))
         [(self.shape, _)] = shapes.most_common(1)
 
     def canvas(self, i: int) -> np.ndarray:
         """Image i, (H, W) uint8 or float; BadInput names a file that is damaged or not as large as most."""
         if self.paths[i].parent == self.manifest.folder:
             self.manifest.check(self.paths[i].name)
-        return folder.load_npz(self.paths[i], self.shape)
+        return canvas_files.load_npz(self.paths[i], self.shape)
 
     def digest(self) -> bytes:
         """Digest of the origin, or of the first and last canvas."""

@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from common import cli, lock
 from common.errors import BadInput
-from data.cluttered_mnist import folder, recipe
+from data.cluttered_mnist import canvas_files, folder, recipe
 
 PAIRS = {"train": 11276, "val": 500, "test": 500}
 
@@ -33,8 +33,8 @@ def parse_args(argv=None):
 
 def main(argv=None):
     args = parse_args(argv)
-    if 4 * args.canvas**2 > folder.MAX_BYTES:
-        raise BadInput(f"--canvas {args.canvas}: an image would have more than {folder.MAX_BYTES} bytes")
+    if 4 * args.canvas**2 > canvas_files.MAX_BYTES:
+        raise BadInput(f"--canvas {args.canvas}: an image would have more than {canvas_files.MAX_BYTES} bytes")
     if args.seed >= 2**64:
         raise BadInput(f"--seed {args.seed}: expected less than 2^64")
     names = ["canvas", *(f"num_{split}" for split in PAIRS), "seed", "format"]

@@ -128,15 +128,15 @@ def test_a_log_folder_that_is_deleted_while_training(tmp_path, monkeypatch):
 
 
 def test_a_data_folder_that_is_deleted_while_generating(tmp_path, monkeypatch):
-    from data.cluttered_mnist import folder
+    from data.cluttered_mnist import canvas_files
 
-    save = folder.save_npz
+    save = canvas_files.save_npz
 
     def delete(path, arrays):
         shutil.rmtree(path.parent, ignore_errors=True)
         save(path, arrays)
 
-    monkeypatch.setattr(folder, "save_npz", delete)
+    monkeypatch.setattr(canvas_files, "save_npz", delete)
     assert_one_line(generate(tmp_path / "data"), 2, str(tmp_path / "data"), "No such file or directory")
 
 

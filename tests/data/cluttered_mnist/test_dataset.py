@@ -20,7 +20,8 @@ from common.errors import BadInput
 from common.files import npy_bytes
 from data import SPLITS
 from data.cluttered_mnist import dataset, generate_data, generate_noise_data
-from data.cluttered_mnist.folder import canvas_name, canvas_shape, load_npz
+from data.cluttered_mnist.canvas_files import canvas_shape, load_npz
+from data.cluttered_mnist.folder import canvas_name
 
 SMALL = "--mnist digits --canvas 96 --patch-size 48 --distortion-num 3 --duplicates 1 --workers 1"
 

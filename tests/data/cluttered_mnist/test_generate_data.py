@@ -18,7 +18,7 @@ import pytest
 
 from common.errors import BadInput
 from data import SPLITS
-from data.cluttered_mnist import digits, folder, generate_data, generate_noise_data
+from data.cluttered_mnist import canvas_files, digits, folder, generate_data, generate_noise_data
 from data.cluttered_mnist.dataset import load_splits
 from data.cluttered_mnist.recipe import Recipe
 
@@ -332,8 +332,8 @@ def test_npz_is_what_numpy_would_write(small, tmp_path):
     assert canvas.dtype == np.uint8 and canvas.shape == (64, 64)
     assert patch_map.dtype == np.float64 and patch_map.tolist() == [[1]]
     noise = np.random.default_rng(0).standard_normal((7, 9), dtype=np.float32)
-    folder.save_npz(tmp_path / "noise.npz", (noise,))
-    np.testing.assert_array_equal(folder.load_npz(tmp_path / "noise.npz"), noise)
+    canvas_files.save_npz(tmp_path / "noise.npz", (noise,))
+    np.testing.assert_array_equal(canvas_files.load_npz(tmp_path / "noise.npz"), noise)
 
 
 def test_without_a_grid_there_is_no_patch_map(tmp_path):
