@@ -228,9 +228,6 @@ def open_folder(learner: Learner, splits: dict, steps: int, table: dict, weights
 class NumberedBatches(loaders.EpochBatches):
     """Batches of (epoch, number), from which the pairs are made."""
 
-    def __len__(self) -> int:
-        return len(self._starts())
-
     def __iter__(self):
         for batch in super().__iter__():
             yield [(self.epoch, i) for i in batch]

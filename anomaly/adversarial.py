@@ -14,23 +14,25 @@ PENALTY = 10.0  # on the gradient's norm
 DRIFT = 1e-3  # keeps the critic's outputs near zero
 
 
-def critic_loss(critic: nn.Module, real: Tensor, made: Tensor, mix: Tensor | None = None) -> Tensor:
+def critic_loss(critic: nn.Module, real: Tensor, made: Tensor) -> Tensor:
     """The loss above, a scalar; no gradient reaches what made the samples.
 
     Args:
         critic: (B, ...) -> a number per sample, in any shape.
         real, made: (B, ...) of one shape.
-        mix: (B,) in [0, 1], the share of `real` in the point between, drawn when it is not given.
     """
     real, made = real.detach(), made.detach()
     on_real, on_made = critic(real).flatten(), critic(made).flatten()
     distance = on_real.mean() - on_made.mean()
     drift = on_real.square().mean() + on_made.square().mean()
-    return -distance + PENALTY * gradient_penalty(critic, real, made, mix) + DRIFT * drift
+    return -distance + PENALTY * gradient_penalty(critic, real, made) + DRIFT * drift
 
 
 def gradient_penalty(critic: nn.Module, real: Tensor, made: Tensor, mix: Tensor | None = None) -> Tensor:
-    """E (||grad D(mixed)|| - 1)^2 at one point between each real and each made sample, with a graph."""
+    """E (||grad D(mixed)|| - 1)^2 at one point between each real and each made sample, with a graph.
+
+    Args: mix: (B,) in [0, 1], the share of `real` in that point, drawn when it is not given.
+    """
     mix = torch.rand(len(real), device=real.device) if mix is None else mix
     mix = mix.view(-1, *[1] * (real.dim() - 1))
     between = (mix * real + (1 - mix) * made).detach().requires_grad_(True)

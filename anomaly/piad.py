@@ -107,11 +107,11 @@ class Balance:
         self._weigh()
 
 
-def ewma(values: Tensor, alpha: float = ALPHA) -> Tensor:
-    """Exponentially weighted mean along the first axis, begun at its first value."""
+def ewma(values: Tensor) -> Tensor:
+    """Exponentially weighted mean along the first axis, begun at its first value; the latest has the weight ALPHA."""
     means = [values[0]]
     for value in values[1:]:
-        means.append((1 - alpha) * means[-1] + alpha * value)
+        means.append((1 - ALPHA) * means[-1] + ALPHA * value)
     return torch.stack(means)
 
 

@@ -84,7 +84,7 @@ def _receive(number, frame):
         raise_for(number)
 
 
-def ignore_in_worker(worker: int = 0) -> None:
+def ignore_in_worker() -> None:
     """Loader processes ignore signals sent to the group; the main process may still need a batch."""
     for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)

@@ -12,17 +12,18 @@ from common.files import atomic_open, open_input
 from mil import pickles
 from mil.tiles import TileBags, place_of
 
+FLAG = "--pseudo_label_path"  # that names the files, for messages
 COLUMNS = ("bag", "y", "x", "score")
 PICKLES = (".p", ".pkl", ".pickle")
 
 
-def read(path: Path, flag: str = "--pseudo_label_path") -> dict[str, dict[tuple[int, int], float]]:
+def read(path: Path) -> dict[str, dict[tuple[int, int], float]]:
     """Bag -> (y, x) -> score; bags without the slashes around their names. BadInput names what is not as expected."""
     found = _read_pickle(path) if path.suffix in PICKLES else _read_table(path)
     for bag, tiles in found.items():
         for (y, x), score in tiles.items():
             if not 0 <= score <= 1:  # NaN neither
-                raise BadInput(f"{flag} {path}: bag {bag}, tile {x}_{y}: score {score}, expected one from 0 to 1")
+                raise BadInput(f"{FLAG} {path}: bag {bag}, tile {x}_{y}: score {score}, expected one from 0 to 1")
     return found
 
 
@@ -56,7 +57,7 @@ def _read_table(path):
     }
 
 
-def align(found: dict, tiles: TileBags, path: Path, others: set[str], flag: str = "--pseudo_label_path") -> np.ndarray:
+def align(found: dict, tiles: TileBags, path: Path, others: set[str]) -> np.ndarray:
     """The score of each tile (T,) float64, joined by name and place.
 
     Args:
@@ -66,17 +67,17 @@ def align(found: dict, tiles: TileBags, path: Path, others: set[str], flag: str 
     own = {name.strip("/"): i for i, name in enumerate(tiles.names)}
     unknown = sorted(found.keys() - own.keys() - {name.strip("/") for name in others})
     if unknown:
-        raise BadInput(f"{flag} {path}: names bag {unknown[0]}, which is not among the bags ({len(unknown)} such)")
+        raise BadInput(f"{FLAG} {path}: names bag {unknown[0]}, which is not among the bags ({len(unknown)} such)")
     scores = []
     for name, i in own.items():
         if name not in found:
-            raise BadInput(f"{flag} {path}: has no scores of bag {name}, which is among the bags")
+            raise BadInput(f"{FLAG} {path}: has no scores of bag {name}, which is among the bags")
         places = [(y, x) for y, x in tiles.corners[i].tolist()]
         missing = [place for place in places if place not in found[name]]
         if missing:
             y, x = missing[0]
             raise BadInput(
-                f"{flag} {path}: bag {name}: no score of tile {x}_{y} ({len(missing)} of {len(places)} tiles lack one)"
+                f"{FLAG} {path}: bag {name}: no score of tile {x}_{y} ({len(missing)} of {len(places)} tiles lack one)"
             )
         scores.append([found[name][place] for place in places])
     return np.concatenate(scores).astype(np.float64)

@@ -118,15 +118,11 @@ def activated(module: nn.Module) -> nn.Sequential:
 
 
 class Encoder(nn.Module):
-    """Images (B, C, R, R), R from initial_res to max_res -> codes (B, out, latent_res, latent_res).
+    """Images (B, C, R, R), R from initial_res to max_res -> codes (B, latent_dim, latent_res, latent_res)."""
 
-    Args:
-        out: channels of the code; default latent_dim.
-    """
-
-    def __init__(self, config: AutoencoderConfig, out: int | None = None):
+    def __init__(self, config: AutoencoderConfig):
         super().__init__()
-        n, width, out = CONVOLUTIONS[config.kind], config.channels(), out or config.latent_dim
+        n, width, code = CONVOLUTIONS[config.kind], config.channels(), config.latent_dim
         self.from_image, self.down = nn.ModuleDict(), nn.ModuleDict()
         for side in resolutions(config.initial_res, config.max_res):
             first = convolution(config.in_channels, width[side])
@@ -135,7 +131,7 @@ class Encoder(nn.Module):
             first = Block(width[side], width[side // 2], halve)
             self.down[str(side)] = nn.Sequential(first, *blocks(width[side // 2], n - 1))
         last = width[config.least_res]
-        self.to_code = activated(convolution(last, out, 4, padding=0)) if config.latent_res == 1 else Block(last, out)
+        self.to_code = activated(convolution(last, code, 4, padding=0)) if config.latent_res == 1 else Block(last, code)
 
     def forward(self, images: Tensor, blend: float = 1.0) -> Tensor:
         """The codes; while a resolution fades in, `blend` is its share, and the rest comes through the one below."""

@@ -136,7 +136,7 @@ class Report:
         return f"encoder: weights of {self.source}: {counts}"
 
 
-def build(args, flag: str = "--encoder_weights") -> tuple[TileEncoder, Report]:
+def build(args) -> tuple[TileEncoder, Report]:
     """The encoder that the flags ask for, its own weights drawn from the global generator; says what was loaded.
 
     BadInput when there is no such file or none of its tensors is one of the encoder's convolutions.
@@ -146,7 +146,7 @@ def build(args, flag: str = "--encoder_weights") -> tuple[TileEncoder, Report]:
     if source == RANDOM:
         return TileEncoder(Config(**asked)), Report(RANDOM)
     if source == IMAGENET:
-        found = pretrained.fetch("resnet18", source, flag)
+        found = pretrained.fetch("resnet18", source, "--encoder_weights")
         encoder = TileEncoder(replace(Config("batch", mean=found.mean, std=found.std), **asked))
         return encoder, load_by_name(encoder, found.state, found.path, found.sha256, source)
     path = Path(source).expanduser()
