@@ -15,6 +15,7 @@ from models import weights as pretrained
 from models.inception import InceptionResNetV2
 from models.pooling import generalized_mean_pool, mean_pool
 from models.vgg import VGG
+from models.weights import Standardised
 
 NAMES = (
     "pixels",
@@ -93,7 +94,9 @@ def build(args, pool: str = "mean", taps: tuple[str, ...] = ("r43",)) -> "Embedd
         trunk = InceptionResNetV2(taps, weights)
         return Embedder(name, trunk, trunk.channels, 1, weights.describe() | {"taps": list(taps)})
     trunk, channels = _squeezenet(weights) if name == "squeezenet" else _resnet(name, weights)
-    return Embedder(name, Normalised(trunk, weights.mean, weights.std), channels, 32, weights.describe(), pool)
+    return Embedder(
+        name, nn.Sequential(Standardised(weights.mean, weights.std), trunk), channels, 32, weights.describe(), pool
+    )
 
 
 class Embedder(nn.Module):
@@ -157,19 +160,6 @@ class JoinedTaps(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         maps = list(self.vgg(images).values())
         return torch.cat([maps[0], *(F.interpolate(m, maps[0].shape[-2:], mode="nearest") for m in maps[1:])], 1)
-
-
-class Normalised(nn.Module):
-    """A trunk that takes RGB in [0, 1]."""
-
-    def __init__(self, trunk: nn.Module, mean, std):
-        super().__init__()
-        self.trunk = trunk
-        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.trunk((images - self.mean) / self.std)
 
 
 def _squeezenet(weights):

@@ -15,6 +15,7 @@ from common import checkpoint, torch_format
 from common.errors import BadInput
 from common.files import sha256_of
 from models import weights as pretrained
+from models.weights import Standardised
 
 NORMS = {
     "instance": lambda channels: nn.InstanceNorm2d(channels, affine=False, track_running_stats=False),
@@ -84,8 +85,7 @@ class TileEncoder(nn.Module):
         self.layer2, self.layer3, self.layer4 = (_stage(*channels[k - 1 : k + 1], 2, norm) for k in (1, 2, 3))
         self.dim = channels[3]
         self.head = nn.Sequential(nn.Linear(self.dim, self.dim), nn.ReLU(), nn.Linear(self.dim, PROJECTION))
-        self.register_buffer("mean", torch.tensor(config.mean).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(config.std).view(3, 1, 1), persistent=False)
+        self.standardised = Standardised(config.mean, config.std)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -96,7 +96,7 @@ class TileEncoder(nn.Module):
             found = " x ".join(map(str, images.shape[-2:]))
             raise BadInput(f"the encoder needs tiles of {SMALLEST} px or more, found {found} px; see --tile_resize")
         images = images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images
-        x = self.maxpool(self.relu(self.bn1(self.conv1((images - self.mean) / self.std))))
+        x = self.maxpool(self.relu(self.bn1(self.conv1(self.standardised(images)))))
         return self.layer4(self.layer3(self.layer2(self.layer1(x))))
 
     def forward(self, images: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from common.errors import BadInput
 from models import weights as pretrained
-from models.weights import Weights
+from models.weights import Standardised, Weights
 
 SIDE = 299  # px of the images it was trained on
 CHANNELS = {  # layer -> its channels, 5,680 together
@@ -47,13 +47,12 @@ class InceptionResNetV2(nn.Module):
         last = max(names.index(tap) for tap in taps)  # nothing is computed beyond it
         self.layers = nn.ModuleDict({name: getattr(whole, name) for name in names[: last + 1]})
         pretrained.load(self.layers, weights)
-        self.register_buffer("mean", torch.tensor(weights.mean).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(weights.std).view(3, 1, 1), persistent=False)
+        self.standardised = Standardised(weights.mean, weights.std)
 
     def forward(self, images: Tensor) -> Tensor:
         if images.shape[-2:] != (SIDE, SIDE):
             images = F.interpolate(images, (SIDE, SIDE), mode="bilinear", antialias=True)
-        x, found = (images - self.mean) / self.std, {}
+        x, found = self.standardised(images), {}
         for name, module in self.layers.items():
             x = module(x)
             if name in self.taps:

@@ -19,6 +19,7 @@ from common.files import sha256_of
 from models import weights as pretrained
 from models.paired_autoencoder import PairedAutoencoder, grey
 from models.pooling import generalized_mean_pool
+from models.weights import Standardised
 
 BASES = ("resnet50", "vgg19", "autoencoder")
 IMAGENET = {"resnet50": "resnet50", "vgg19": "vgg19_bn"}  # base -> network of models.weights
@@ -54,14 +55,12 @@ class TrunkNetwork(nn.Module):
         self.config = {"kind": "retrieval", "base": base}
         self.base, self.gem, self.fc = _trunk(base), GeM(), nn.Linear(CHANNELS[base], DIM)
         self.chunks, self.resting = 0, []
-        mean, std = pretrained.INPUTS["torchvision"]
-        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
+        self.standardised = Standardised(*pretrained.INPUTS["torchvision"])
 
     def forward(self, images: Tensor) -> Tensor:
         if min(images.shape[-2:]) < self.smallest:
             raise BadInput(f"images of {images.shape[-2]} x {images.shape[-1]} px, expected {self.smallest} px or more")
-        maps = self._maps((grey(images) - self.mean) / self.std)
+        maps = self._maps(self.standardised(grey(images)))
         return F.normalize(self.fc(self.gem(maps).flatten(1)).float())
 
     def _maps(self, inputs):

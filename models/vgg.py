@@ -1,11 +1,10 @@
 """VGG's features at named layers: c42 is convolution 2 of block 4, r42 its ReLU, p4 the block's pooling."""
 
-import torch
 from torch import Tensor, nn
 
 from common.errors import BadInput
 from models import weights as pretrained
-from models.weights import Weights
+from models.weights import Standardised, Weights
 
 CONVOLUTIONS = {"vgg16": (2, 2, 3, 3, 3), "vgg19": (2, 2, 4, 4, 4)}  # of each block
 CHANNELS = (64, 128, 256, 512, 512)
@@ -45,15 +44,14 @@ class VGG(nn.Module):
         self.features = pretrained.seeded(lambda: make_trunk(network)[:depth])
         pretrained.load(self.features, weights, "features.")
         self.channels = {tap: CHANNELS[int(tap[1]) - 1] for tap in taps}
-        self.register_buffer("mean", torch.tensor(weights.mean).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(weights.std).view(3, 1, 1), persistent=False)
+        self.standardised = Standardised(weights.mean, weights.std)
         self.eval().requires_grad_(False)
 
     def train(self, mode: bool = True):
         return super().train(False)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        x, found = (images - self.mean) / self.std, {}
+        x, found = self.standardised(images), {}
         for depth, module in enumerate(self.features):
             x = module(x)
             if depth in self.depths:

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -64,6 +65,18 @@ class Weights:
     def describe(self) -> dict:
         """What config.json says of them, and what must be equal to go on with a run."""
         return {"weights": self.source, "weights_sha256": self.sha256, "weights_input": self.input}
+
+
+class Standardised(nn.Module):
+    """RGB (B, 3, H, W) in [0, 1] less the mean, by the standard deviation, of each channel; not in a state_dict."""
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]):
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return (images - self.mean) / self.std
 
 
 def parse_source(text: str) -> str | Path:

@@ -7,7 +7,7 @@ from torch import nn
 
 from common import checkpoint
 from common.errors import BadInput
-from models import near_duplicates
+from models import near_duplicates, weights
 from models.paired_autoencoder import PairedAutoencoder, grey
 from retrieval import triplet
 from tests.models.inputs import as_torchvision_sees, input_of
@@ -83,7 +83,7 @@ def small_network(chunks):
     stages = ([nn.Conv2d(3 if i == 0 else 8, 8, 3, padding=1), nn.BatchNorm2d(8)] for i in range(5))
     network.base = nn.Sequential(*(module for stage in stages for module in stage))
     network.gem, network.fc, network.chunks, network.resting = near_duplicates.GeM(), nn.Linear(8, 16), chunks, []
-    network.mean, network.std = torch.zeros(3, 1, 1), torch.ones(3, 1, 1)
+    network.standardised = weights.Standardised((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
     return network.double()
 
 
