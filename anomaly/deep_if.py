@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from anomaly.runs import arguments, check_same_network, open_run
-from common import checkpoint, cli, processes
+from anomaly.runs import arguments, check_same_network, embed_tiles, open_run
+from common import checkpoint, cli
 from common.errors import BadInput
 from models import embedders, inception
 
@@ -126,11 +126,7 @@ def fit(normals, val, args, device: torch.device) -> None:
         kept=("forest",),
     ) as run:
         for _ in run.epochs(1):
-            for tiles, _, _ in run.steps(normals.batches(args, device, run.done, n)):
-                first = run.done * args.batch_size
-                with torch.inference_mode(), processes.autocast(device, args.precision):
-                    seen.features[first : first + len(tiles)] = detector.embedder(tiles.to(device)).cpu()
-                run.count(torch.tensor([len(tiles)], dtype=torch.float64))
+            embed_tiles(run, normals, detector.embedder, seen.features, args, device)
             detector.forest.grow(seen.features.numpy(), args.seed)
             run.end_epoch(run.sums)
     print(f"{TREES} trees on {n:,} training tiles' {detector.embedder.dim:,} features of {args.embedder}")

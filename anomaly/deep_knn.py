@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from anomaly.runs import arguments, check_same_network, open_run
-from common import checkpoint, cli, processes
+from anomaly.runs import arguments, check_same_network, embed_tiles, open_run
+from common import checkpoint, cli
 from common.errors import BadInput
 from common.nearest import k_nearest
 from models import embedders
@@ -61,11 +61,7 @@ def fit(normals, val, args, device: torch.device) -> None:
         steps_per_epoch=n_batches,
     ) as run:
         for _ in run.epochs(1):
-            for tiles, _, _ in run.steps(normals.batches(args, device, run.done, n)):
-                first = run.done * args.batch_size
-                with processes.autocast(device, args.precision):
-                    detector.gallery.features[first : first + len(tiles)] = detector.features(tiles.to(device))
-                run.count(torch.tensor([len(tiles)], dtype=torch.float64))
+            embed_tiles(run, normals, detector.features, detector.gallery.features, args, device)
             run.end_epoch(run.sums)
     print(f"{n:,} training tiles' features of {args.embedder} in {args.logdir}")
 

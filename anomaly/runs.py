@@ -1,11 +1,13 @@
 """The run folder of any detector's training, and what it takes to make the detector again."""
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
-from common import checkpoint, runfolder
+from common import checkpoint, processes, runfolder
 from common.errors import BadInput
 from common.files import sha256_of
 from common.runfolder import RunFolder
@@ -51,6 +53,18 @@ def open_run(
         config=runfolder.describe_run(args, device, model=config, data=fingerprint),
         **options,
     )
+
+
+def embed_tiles(run: RunFolder, normals: NormalTiles, embed: Callable, features: Tensor, args, device) -> None:
+    """Write the features of the first tiles into `features` (n, dim), batch by batch, as steps of the run's epoch.
+
+    Args: embed: tiles (B, C, t, t) on the device -> (B, dim).
+    """
+    for tiles, _, _ in run.steps(normals.batches(args, device, run.done, len(features))):
+        first = run.done * args.batch_size
+        with torch.inference_mode(), processes.autocast(device, args.precision):
+            features[first : first + len(tiles)] = embed(tiles.to(device))
+        run.count(torch.tensor([len(tiles)], dtype=torch.float64))
 
 
 def read_run(logdir: Path) -> tuple[dict, Path]:
