@@ -216,7 +216,7 @@ def records(args, device: torch.device) -> bool:
 def record(learner: Learner, recorder: CudaGraphs | None) -> None:
     """Have the two halves of the learner's steps recorded, if there is a recorder; a half stays plain that must wait.
 
-    Rows wait for the number of active cells, and fp16's loss scaler for the news whether gradients are finite.
+    Rows wait for the number of active cells, fp16's loss scaler for whether gradients are finite.
     """
 
     def by_rows(_, batches, n_images):
@@ -225,11 +225,9 @@ def record(learner: Learner, recorder: CudaGraphs | None) -> None:
     def rates():
         return [group["lr"] for group in learner.optimizer.param_groups]
 
-    learner.recorder, learner.gradients, learner.move = recorder, gradients, move
-    if recorder:
-        learner.gradients = Recorded(gradients, recorder, unless=by_rows)
-        if not learner.scaler.is_enabled():
-            learner.move = Recorded(move, recorder, constants=rates)
+    learner.recorder = recorder
+    learner.gradients = Recorded(gradients, recorder, unless=by_rows)
+    learner.move = Recorded(move, None if learner.scaler.is_enabled() else recorder, constants=rates)
 
 
 def make_optimizer(model: nn.Module, args, capturable: bool = False) -> torch.optim.Optimizer:

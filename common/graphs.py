@@ -59,7 +59,7 @@ class Recorded:
 
     Args:
         work: must leave what it changes (weights, gradients, moments) in its place, and read nothing from the GPU.
-        recorder: as CudaGraphs.
+        recorder: as CudaGraphs; None: all calls are worked off as they come.
         constants: () -> plain values that go into the work besides its arguments; when they change, it differs.
         unless: args -> whether a call cannot be recorded.
     """
