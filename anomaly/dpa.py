@@ -219,7 +219,7 @@ def fit(normals: NormalTiles, val: NormalTiles | None, args, device: torch.devic
             last = (epoch.before + epoch.last) * args.batch_size
             for tiles, images, _ in run.steps(normals.batches(args, device, start + run.done, last)):
                 run.count(learner.step(tiles.to(device), images, epoch.share(run.done)))
-            row = {"stage": epoch.number + 1, "resolution": epoch.stage.resolution}
+            row = {"stage": epoch.stage_number + 1, "resolution": epoch.stage.resolution}
             row |= {"loss": run.sums["loss"] / run.done, "images_per_s": run.done * args.batch_size / run.seconds}
             if val is not None:
                 row |= judged(validation_loss(learner, val, epoch), run, detector, epoch)
@@ -379,7 +379,7 @@ def judged(loss: float, run, detector: Detector, epoch: Epoch) -> dict[str, floa
 
 def is_last(detector: Detector, epoch: Epoch) -> bool:
     """Whether the epoch belongs to the last stage."""
-    return epoch.number == detector.epochs[-1].number
+    return epoch.stage_number == detector.epochs[-1].stage_number
 
 
 @torch.no_grad()

@@ -26,10 +26,10 @@ class Stage:
 
 @dataclass(frozen=True)
 class Epoch:
-    """Steps `first` to `last`, without it, of a stage; `before` steps were taken in earlier stages."""
+    """Steps [first, last) of a stage, which is numbered from 0; `before` steps were taken in earlier stages."""
 
     stage: Stage
-    number: int
+    stage_number: int
     first: int
     last: int
     before: int
