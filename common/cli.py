@@ -96,41 +96,37 @@ def path(text: str) -> Path:
 
 def natural(text: str) -> int:
     """Parse an int >= 0 (an argparse type)."""
-    return _bounded(text, 0, "0 or more")
+    return _number(text, int, lambda value: value >= 0, "a whole number of 0 or more")
 
 
 def positive(text: str) -> int:
     """Parse an int >= 1 (an argparse type)."""
-    return _bounded(text, 1, "1 or more")
+    return _number(text, int, lambda value: value >= 1, "a whole number of 1 or more")
 
 
 def positive_float(text: str) -> float:
     """Parse a finite float > 0 (an argparse type)."""
-    value = nonnegative_float(text)
-    if value == 0:
-        raise argparse.ArgumentTypeError(f"expected a number above 0, got {text!r}")
-    return value
+    nonnegative_float(text)
+    return _number(text, float, lambda value: value > 0, "a number above 0")
 
 
 def nonnegative_float(text: str) -> float:
     """Parse a finite float >= 0 (an argparse type)."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = float("nan")
-    if not 0 <= value < float("inf"):
-        raise argparse.ArgumentTypeError(f"expected a finite number of 0 or more, got {text!r}")
-    return value
+    return _number(text, float, lambda value: 0 <= value < float("inf"), "a finite number of 0 or more")
 
 
 def share(text: str) -> float:
     """Parse a float from 0 to 1 (an argparse type)."""
+    return _number(text, float, lambda value: 0 <= value <= 1, "a share from 0 to 1")
+
+
+def _number(text, kind, fits, expected):
     try:
-        value = float(text)
+        value = kind(text)
     except ValueError:
-        value = float("nan")
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"expected a share from 0 to 1, got {text!r}")
+        value = None
+    if value is None or not fits(value):
+        raise argparse.ArgumentTypeError(f"expected {expected}, got {text!r}")
     return value
 
 
@@ -146,16 +142,6 @@ def add_yes_no(parser, flag: str, default: bool, help: str) -> argparse.Action:
     """Declare a flag that takes yes or no, where the bare flag means yes; returns its action."""
     word = "yes" if default else "no"  # which argparse parses, and shows in the help
     return parser.add_argument(flag, type=yes_no, nargs="?", const=True, default=word, metavar="yes|no", help=help)
-
-
-def _bounded(text, low, wording):
-    try:
-        value = int(text)
-    except ValueError:
-        value = low - 1
-    if value < low:
-        raise argparse.ArgumentTypeError(f"expected a whole number of {wording}, got {text!r}")
-    return value
 
 
 def run(main) -> None:
