@@ -120,7 +120,7 @@ class Learner:
         """Learn from a batch of views (B, 1, 128, 128); returns (4,) float64 as SUMS says."""
         losses = self.losses(views)
         self._learn(losses, self.optimizer)
-        return self._sums(losses, [1, 0])
+        return self._sums(losses, of_pairs=True)
 
     def losses(self, views: tuple[Tensor, ...]) -> Tensor:
         """(B,) of pairs."""
@@ -141,10 +141,12 @@ class Learner:
         optimizer.zero_grad(set_to_none=True)
 
     @staticmethod
-    def _sums(losses, kind):
-        """Sum and number of the losses, where their kind stands in SUMS."""
-        sums = torch.stack([losses.detach().double().sum(), losses.new_tensor(len(losses), dtype=torch.float64)])
-        return torch.outer(sums.new_tensor(kind), sums).flatten()
+    def _sums(losses, of_pairs: bool):
+        """(4,) as SUMS says: sum and number of the losses, of pairs or of reconstructions, and zeros for the other."""
+        total = losses.detach().double().sum()
+        own = torch.stack([total, torch.full_like(total, len(losses))])
+        none = torch.zeros_like(own)
+        return torch.cat([own, none] if of_pairs else [none, own])
 
 
 class AutoencoderLearner(Learner):
@@ -169,16 +171,16 @@ class AutoencoderLearner(Learner):
         if not self.reconstructs:
             losses = self.losses(views)
             self._learn(losses, self.head_optimizer, CLIP)
-            return self._sums(losses, [1, 0])
+            return self._sums(losses, of_pairs=True)
         anchors, copies = (view.to(self.device, non_blocking=True) for view in views[:2])
         with processes.autocast(self.device, self.args.precision):
-            given_back = self.network.reconstruct(anchors, copies)
+            reconstructions = self.network.reconstruct(anchors, copies)
         losses = sum(
             F.mse_loss(image.float(), view, reduction="none").flatten(1).mean(1)
-            for image, view in zip(given_back, (anchors, copies), strict=True)
+            for image, view in zip(reconstructions, (anchors, copies), strict=True)
         )
         self._learn(losses, self.optimizer)
-        return self._sums(losses, [0, 1])
+        return self._sums(losses, of_pairs=False)
 
 
 def fit(learner: Learner, splits: dict, table: dict, weights: dict, args) -> None:
