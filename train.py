@@ -14,7 +14,7 @@ from common import cli, compilation, metrics, processes, runfolder
 from common.errors import BadInput, WorkFailed
 from common.graphs import CudaGraphs, Recorded
 from common.moments import GradientVariance
-from common.optimizers import Resumable
+from common.optimizers import Resumable, set_rate
 from common.runfolder import RunFolder
 from data.loaders import Loaders
 from models import background, needle
@@ -247,10 +247,7 @@ def make_optimizer(model: nn.Module, args, capturable: bool = False) -> torch.op
 
 def set_learning_rate(optimizer, lr: float, epoch: int, epoch_factor: int = 1) -> float:
     """Set and return the rate of an epoch (from 0): times 0.1 after each milestone, which the factor stretches."""
-    rate = lr * 0.1 ** sum(epoch >= milestone * epoch_factor for milestone in MILESTONES)
-    for group in optimizer.param_groups:
-        group["lr"] = rate
-    return rate
+    return set_rate(optimizer, lr * 0.1 ** sum(epoch >= milestone * epoch_factor for milestone in MILESTONES))
 
 
 def step(learner: Learner, batches) -> Tensor:

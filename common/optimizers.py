@@ -1,4 +1,4 @@
-"""Optimisers as a checkpoint holds them."""
+"""Optimisers: their learning rate, and what a checkpoint holds of them."""
 
 import torch
 
@@ -7,6 +7,13 @@ MOMENTS = {
     torch.optim.SGD: {"momentum_buffer"},
     torch.optim.Adam: {"exp_avg", "exp_avg_sq"},
 }
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> float:
+    """Set and return the learning rate of all parameters."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    return rate
 
 
 class Resumable:

@@ -22,6 +22,7 @@ from torch import Tensor
 from common import checkpoint, cli, lock, processes, runfolder, signals
 from common.errors import BadInput
 from common.files import make_subfolder, read_json, sha256_of, write_json
+from common.optimizers import set_rate
 from common.runfolder import RunFolder
 from data import SPLITS, loaders
 from mil import augment, bags, contrastive, features, hnm_layout, mining, pseudo_labels, report, rounds, self_paced
@@ -180,7 +181,7 @@ def fit(encoder: TileEncoder, splits: dict[str, TileBags], args, device, log: tr
     loader = loaders.batch_loader(data, reading(args), device, draws)
     with open_folder(learner, holder, data, splits, args) as run:
         for epoch in run.epochs(args.epochs):
-            lr = set_learning_rate(optimizer, contrastive.cosine_rate(args.lr, epoch, args.epochs))
+            lr = set_rate(optimizer, contrastive.cosine_rate(args.lr, epoch, args.epochs))
             chosen = holder.pace.selection(data, ENCODER_BAGS[args.encoder_bags], epoch, args)
             draws.batches = epoch_batches(chosen, epoch, args)[run.done :]
             encoder.train()
@@ -263,13 +264,6 @@ def epoch_batches(chosen: Selection, epoch: int, args) -> list[list[int]]:
         for k, (each, size) in enumerate(zip(sets, sizes, strict=False))
     ]
     return np.concatenate(parts, axis=1).tolist()
-
-
-def set_learning_rate(optimizer, lr: float) -> float:
-    """Set and return the rate."""
-    for group in optimizer.param_groups:
-        group["lr"] = lr
-    return lr
 
 
 def step(learner: Learner, pictures: Tensor, bag_labels: Tensor, positives_too: bool) -> Tensor:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from common import checkpoint, cli, processes, runfolder
 from common.errors import BadInput
-from common.optimizers import Resumable
+from common.optimizers import Resumable, set_rate
 from common.runfolder import RunFolder
 from data import SPLITS, loaders
 from mil import augment, features, tiles
@@ -97,8 +97,7 @@ def fit(encoder: TileEncoder, data: TileBags, args, device) -> None:
     loader, checked = (loaders.batch_loader(data, args, device, each, n_loaders=2) for each in (draws, val_draws))
     with open_folder(encoder, optimizer, scaler, data, len(batches(train, args.batch_size)), args, device) as run:
         for epoch in run.epochs(args.epochs):
-            lr = cosine_rate(args.lr, epoch, args.epochs)
-            optimizer.param_groups[0]["lr"] = lr
+            lr = set_rate(optimizer, cosine_rate(args.lr, epoch, args.epochs))
             order = np.random.default_rng((args.seed, epoch)).permutation(train)
             draws.batches = batches(order, args.batch_size)[run.done :]
             encoder.train()

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from common import checkpoint, cli, metrics, processes, runfolder
 from common.errors import BadInput
-from common.optimizers import Resumable
+from common.optimizers import Resumable, set_rate
 from common.runfolder import RunFolder
 from mil.bags import Bags, let_go
 from models import dsmil
@@ -142,10 +142,7 @@ def extract_epoch(args) -> int:
 
 def set_learning_rate(optimizer, lr: float, epoch: int) -> float:
     """Set and return the rate of an epoch (from 0)."""
-    rate = lr * 0.5 ** (epoch // HALVED_EVERY)
-    for group in optimizer.param_groups:
-        group["lr"] = rate
-    return rate
+    return set_rate(optimizer, lr * 0.5 ** (epoch // HALVED_EVERY))
 
 
 def finished(run: RunFolder, config: dict, device) -> Round:
