@@ -44,13 +44,13 @@ def add_flags(parser) -> None:
     add("--network", choices=autoencoder.CONVOLUTIONS, default="residual18", help="kind of encoder and decoder")
     add("--latent_res", type=cli.positive, default=8, help="px a side of the code; 1: a code without places")
     add("--latent_dim", type=cli.positive, default=4, help="channels of the code")
-    add("--dims", type=whole_numbers, default=(4,), help="channels by resolution from --tile down, or one for all")
+    add("--dims", type=cli.positives, default=(4,), help="channels by resolution from --tile down, or one for all")
     add("--iters", type=cli.positive, default=5000, help="optimiser steps, without --progressive")
     add("--progressive", action="store_true", help="grow from --initial_res to --tile")
     add("--initial_res", type=cli.positive, default=FIRST_RES, help="px a side at which growing begins")
     add(
         "--stage_iters",
-        type=whole_numbers,
+        type=cli.positives,
         default=STAGE_ITERS,
         help="steps of stable, fade, stable ..., or one for all",
     )
@@ -73,11 +73,6 @@ def add_flags(parser) -> None:
     what = "memory for VGG's features of images that never change"
     cli.neutral(add("--cache_mb", type=cli.natural, default=1024, help=what))
     perceptual.add_flags(parser, "r42")
-
-
-def whole_numbers(text: str) -> tuple[int, ...]:
-    """Parse 4 or 32,32,64 (an argparse type)."""
-    return tuple(map(cli.positive, text.split(",")))
 
 
 def layer_texts(text: str) -> tuple[str, ...]:

@@ -47,16 +47,13 @@ def add_flags(parser) -> None:
     add("--iters", type=cli.positive, default=5000, help="iterations (DPA repository, CAMELYON16: 100,000)")
     add("--val_iter", type=cli.positive, default=1000, help="iterations between two rows of stats.csv")
     add("--latent_dim", type=cli.positive, default=256, help="numbers of a code")
-    add("--dims", type=dims, help="channels from the tile's size down to 4 px (default: 32, doubled up to 256)")
-    add("--critic_dims", type=dims, help="the same of the critic of images (default: 32, doubled up to 128)")
+    add(
+        "--dims", type=cli.positives, help="channels from the tile's size down to 4 px (default: 32, doubled up to 256)"
+    )
+    add("--critic_dims", type=cli.positives, help="the same of the critic of images (default: 32, doubled up to 128)")
     add("--lr", type=cli.positive_float, default=2e-4, help="learning rate of encoder and decoder")
     add("--critic_lr", type=cli.positive_float, default=5e-4, help="learning rate of both critics")
     add("--balance_iter", type=cli.positive, default=100, help="iterations between two looks at the gradients")
-
-
-def dims(text: str) -> tuple[int, ...]:
-    """Parse channels like 32,64,128 (an argparse type)."""
-    return tuple(cli.positive(part) for part in text.split(","))
 
 
 class Balance:

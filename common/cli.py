@@ -104,6 +104,11 @@ def positive(text: str) -> int:
     return _number(text, int, lambda value: value >= 1, "a whole number of 1 or more")
 
 
+def positives(text: str) -> tuple[int, ...]:
+    """Parse ints >= 1 as 4 or 32,32,64 (an argparse type)."""
+    return tuple(map(positive, text.split(",")))
+
+
 def positive_float(text: str) -> float:
     """Parse a finite float > 0 (an argparse type)."""
     nonnegative_float(text)
