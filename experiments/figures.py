@@ -5,6 +5,7 @@ from itertools import product
 
 from common import cli
 from common.processes import PRECISIONS
+from data.cluttered_mnist.digits import SIDE
 from models.needle import POOLINGS
 from models.needle import WIDTHS as NETWORK_WIDTHS
 
@@ -36,7 +37,7 @@ class Point:
     def o2i(self) -> str:
         """Object-to-image ratio in percent, for crops a range."""
         if not self.ratio:
-            return f"{100 * (28 / self.canvas) ** 2:.3g}"
+            return f"{100 * (SIDE / self.canvas) ** 2:.3g}"
         low, high = (100 * float(edge) for edge in self.ratio.split("_"))
         return f"{low:g}-{high:g}"
 

@@ -15,6 +15,7 @@ from data.camelyon import dataset as camelyon
 from data.cluttered_mnist import dataset as mnist
 from data.cluttered_mnist import digits
 from experiments import anomaly, made, runs, sources
+from experiments.figures import Point
 from experiments.runs import Children
 from experiments.stats import read_near_duplicates
 from models import weights
@@ -130,9 +131,7 @@ class Images:
     @property
     def o2i(self) -> str:
         """In percent; of crops a range."""
-        if self.ratio:
-            return "-".join(f"{100 * float(edge):g}" for edge in self.ratio.split("_"))
-        return f"{100 * (digits.SIDE / self.side) ** 2:.3g}"
+        return Point(canvas=self.side, ratio=self.ratio).o2i
 
     @property
     def flags(self) -> str:
