@@ -99,7 +99,7 @@ def fetch(network: str, source: str | Path, flag: str = "--embedder_weights", in
         print(f"{flag} random: {network} is not pretrained; its features are those of chance", file=sys.stderr)
         return Weights("random", input=_default_input(network))
     if source == "imagenet":
-        return _read(*_find_imagenet(network, flag), source)
+        return _read(*_fetch_imagenet(network, flag), source)
     path = Path(source).expanduser()
     sha256 = sha256_of(path)
     known = _input_of(network, sha256)
@@ -164,8 +164,8 @@ def _cached(network):
     return Path(torch.hub.get_dir()) / "checkpoints" / Path(urlparse(ENUMS[network].url).path).name
 
 
-def _find_imagenet(network, flag):
-    """Path, sha256 and input of a network's ImageNet weights; BadInput where there are none."""
+def _fetch_imagenet(network, flag):
+    """Path, sha256 and input of a network's ImageNet weights, downloaded where they lie nowhere; BadInput without."""
     path = find_imagenet(network)
     if path is None:
         path = _cached(network)
