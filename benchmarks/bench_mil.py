@@ -17,7 +17,7 @@ import torch
 
 from common import cli, processes, runfolder
 from mil import bags, rounds
-from models import dsmil, embedders, needle
+from models import bagnet, dsmil, embedders, needle
 
 PER_BAG, TILE, DIM = 4, 64, 512
 
@@ -40,7 +40,7 @@ def main(argv=None):
     device = processes.select(args.device)
     print(f"{device}, {torch.get_num_threads()} threads, torch {torch.__version__}")
     with torch.inference_mode():
-        for name, embedder in {"squeezenet": squeezenet(), "bagnet RF 33 width -2": bagnet()}.items():
+        for name, embedder in {"squeezenet": squeezenet(), "bagnet RF 33 width -2": bagnet_embedder()}.items():
             embedding(name, embedder.to(device), args, device)
     for size, step, n in ((PER_BAG, 1, args.bags), (PER_BAG, 8, args.bags), (args.large, 1, 2)):
         training(size, step, n, args, device)
@@ -52,10 +52,10 @@ def squeezenet():
     return embedders.build(flags)
 
 
-def bagnet():
+def bagnet_embedder():
     """The extractor of a classifier, which has not learnt anything."""
     model = needle.build_model(needle.ModelConfig(in_channels=1, width=-2))
-    return embedders.Embedder("bagnet", model.cnn, model.cnn.out_channels, 11, {}, in_channels=1)
+    return embedders.Embedder("bagnet", model.cnn, model.cnn.out_channels, bagnet.MIN_SIDE, {}, in_channels=1)
 
 
 def embedding(name: str, embedder, args, device) -> None:

@@ -12,6 +12,7 @@ from common.files import sha256_of
 from models import encoder as encoders
 from models import needle
 from models import weights as pretrained
+from models.bagnet import MIN_SIDE
 from models.inception import InceptionResNetV2
 from models.pooling import generalized_mean_pool, mean_pool
 from models.vgg import VGG
@@ -205,4 +206,4 @@ def _bagnet(source, pool):
     path = Path(source).expanduser()
     model, _, _ = needle.load(path)
     facts = {"weights": path.name, "weights_sha256": sha256_of(path), "network": model.config.to_dict()}
-    return Embedder("bagnet", model.cnn, model.cnn.out_channels, 11, facts, pool, model.config.in_channels)
+    return Embedder("bagnet", model.cnn, model.cnn.out_channels, MIN_SIDE, facts, pool, model.config.in_channels)
