@@ -238,9 +238,12 @@ class CamelyonCrops(Dataset):
         return None
 
     def _load(self, i, path, shape):
-        """A file of crop i, if it is as it was written."""
+        """The uint8 array of this shape in a file of crop i. BadInput when it is another, or not as it was written."""
         self.manifests[int(self.labels[i])].check(self._listed_as(i, path))
-        return _load(path, shape)
+        array = open_npy(path, ADVICE)
+        if array.dtype != np.uint8 or array.shape != shape:
+            raise BadInput(f"{path}: expected a uint8 array of shape {shape}, found {array.dtype} {array.shape}")
+        return np.array(array)
 
     def _listed_as(self, i, path):
         return Path(self.names[i]).with_name(path.name).as_posix()
@@ -252,14 +255,6 @@ class CamelyonCrops(Dataset):
 
 def _seg_path(path: Path) -> Path:
     return path.with_name(path.name.removesuffix("_img.npy") + "_seg.npy")
-
-
-def _load(path, shape):
-    """The uint8 array of this shape that a file holds. BadInput when it does not."""
-    array = open_npy(path, ADVICE)
-    if array.dtype != np.uint8 or array.shape != shape:
-        raise BadInput(f"{path}: expected a uint8 array of shape {shape}, found {array.dtype} {array.shape}")
-    return np.array(array)
 
 
 def _common_size(files):
