@@ -31,12 +31,8 @@ def parse_args(argv=None):
     parser.add_argument("--layer", default="r42", help="layer of VGG19")
     parser.add_argument("-b", "--batch_size", type=cli.positive, default=32, help="images of a step, tiles of a batch")
     parser.add_argument("--sides", type=cli.positive, nargs="+", default=[512, 1024, 2048], help="px of scored images")
-    parser.add_argument("--quick", action="store_true", help="small sizes, to see that it works")
-    measure.add_flags(parser)
-    args = parser.parse_args(argv)
-    if args.quick:
-        args.tile, args.layer, args.batch_size, args.sides, args.rounds = 16, "r12", 4, [48, 96], 1
-    return args
+    measure.add_turn_flags(parser)
+    return measure.parse_args(parser, argv, tile=16, layer="r12", batch_size=4, sides=[48, 96], rounds=1)
 
 
 def main(argv=None):

@@ -27,12 +27,8 @@ def parse_args(argv=None):
     parser.add_argument("--tile_batch", type=cli.positive, default=64, help="tiles embedded at a time across bags")
     parser.add_argument("--bags", type=cli.positive, default=64, help="bags of a turn")
     parser.add_argument("--large", type=cli.positive, default=100_000, help="instances of a large bag")
-    parser.add_argument("--quick", action="store_true", help="few bags, small ones, one turn: to see that it runs")
     measure.add_turn_flags(parser)
-    args = parser.parse_args(argv)
-    if args.quick:
-        args.bags, args.large, args.rounds = 8, 1000, 1
-    return args
+    return measure.parse_args(parser, argv, bags=8, large=1000, rounds=1)
 
 
 def main(argv=None):

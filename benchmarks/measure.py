@@ -1,4 +1,4 @@
-"""What the benchmarks of training, evaluation and memory share: seconds, peak memory, FLOPs, bytes, the roofline."""
+"""What the benchmarks share: flags, seconds of turns, peak memory, FLOPs, bytes, the roofline."""
 
 import argparse
 import multiprocessing
