@@ -165,13 +165,12 @@ class GrowingArray(contextlib.AbstractContextManager):
             if kind is None:
                 with errors_name(self.part):
                     self.file.seek(0)
-                    self.file.write(self._header())
+                    self._write_header()
                     self.file.flush()
                     os.fsync(self.file.fileno())
                 self.part.replace(self.path)
 
-    def _header(self):
-        """Format 1.0, filled up with blanks."""
+    def _write_header(self):
         fields = {"descr": self.dtype.str, "fortran_order": False, "shape": (self.rows, self.dim)}
-        text = repr(fields).encode().ljust(HEADER - 11) + b"\n"
-        return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text
+        np.lib.format.write_array_header_1_0(self.file, fields)
+        assert self.file.tell() == HEADER  # NumPy fills it up with blanks
