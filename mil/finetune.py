@@ -193,7 +193,7 @@ def fit(encoder: TileEncoder, splits: dict[str, TileBags], args, device, log: tr
             pace, found = end_of_epoch(learner, holder.pace, splits, epoch)
             row |= sizes | found | {"val_loss": validate(learner, pace, splits["val"], epoch, run)}
             if run.is_best(row):
-                save_encoder(args.logdir / "model.pth", learner)
+                save_encoder(args.logdir / "model.pth", encoder, optimizer)
             signals.defer()  # the pace and the epoch change together
             holder.pace = pace
             run.end_epoch(row)
@@ -213,7 +213,7 @@ def first_pace(encoder, splits, args, device) -> Pace:
         return pace
     path = make_subfolder(args.logdir.parent, args.logdir.name) / INITIAL
     if not path.exists():
-        save_encoder(path, Learner(encoder, None, None, device, args))
+        save_encoder(path, encoder)
     found, scores = mil_round(INIT, splits, args, device)
     first = pace.after_round(found, scores, args)
     return replace(first, scores=pace.scores if args.pseudo_label_path else scores, updated=False)
@@ -321,7 +321,7 @@ def end_of_epoch(learner: Learner, pace: Pace, splits, epoch: int) -> tuple[Pace
     args = learner.args
     path = args.logdir / f"epoch{epoch}model.pth"
     if not path.exists():  # else a kill in the round below has left it
-        save_encoder(path, learner)
+        save_encoder(path, learner.encoder, learner.optimizer)
     pace, found = pace.grown(epoch, args), dict.fromkeys(ROUND, float("nan"))
     if is_round(epoch, args):
         result, scores = mil_round(epoch, splits, args, learner.device)
@@ -344,11 +344,10 @@ def is_round(epoch: int, args) -> bool:
     return epoch == args.epochs - 1 or (epoch >= 1 and epoch % args.MIL_every_n_epochs == 0)
 
 
-def save_encoder(path: Path, learner: Learner) -> None:
+def save_encoder(path: Path, encoder: TileEncoder, optimizer: torch.optim.Optimizer | None = None) -> None:
     """Write the encoder as HNM-WSI does, {net, optimizer}, with its config."""
-    optimizer = learner.optimizer.state_dict() if learner.optimizer else {}
-    content = {"net": learner.encoder.state_dict(), "optimizer": optimizer}
-    checkpoint.save(path, content | {"config": learner.encoder.config.to_dict()})
+    content = {"net": encoder.state_dict(), "optimizer": optimizer.state_dict() if optimizer else {}}
+    checkpoint.save(path, content | {"config": encoder.config.to_dict()})
 
 
 def round_name(epoch: int) -> str:

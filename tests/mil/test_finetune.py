@@ -196,7 +196,7 @@ def test_scores_of_which_none_passes_the_threshold_are_not_taken(bags, tmp_path,
     old, low = ({name: np.full(len(splits[name]), p) for name in ("train", "val")} for p in (0.9, 0.1))
     monkeypatch.setattr(finetune, "mil_round", lambda *_: (dict.fromkeys(finetune.ROUND, 0.5), low))
     monkeypatch.setattr(finetune, "save_encoder", lambda *_: None)
-    learner = SimpleNamespace(args=args, device=torch.device("cpu"))
+    learner = SimpleNamespace(encoder=None, optimizer=None, args=args, device=torch.device("cpu"))
     pace, _ = finetune.end_of_epoch(learner, Pace(old, 0.2, 0.2), splits, 1)
     assert pace.scores is old and not pace.updated and len(pace.rounds) == 1
     assert "--threshold 0.5: no tile of a positive bag passes it in this round" in capsys.readouterr().out
