@@ -262,13 +262,8 @@ def _write_table(records, folder, kept):
     table = pd.DataFrame(rows, columns=COLUMNS).to_csv(index=False, lineterminator="\n").encode()
     path, ours = folder / "crops.csv", manifest.checksums(table)
     same = os.path.lexists(path) and manifest.file_checksums(path) == ours
-    before = manifest.Manifest(folder).entries.get(path.name)
-    if same or not kept:
-        sums = {path.name: ours}
-    elif before:
-        sums = {path.name: before}
-    else:
-        sums = {}
+    listed = ours if same or not kept else manifest.Manifest(folder).entries.get(path.name)
+    sums = {path.name: listed} if listed else {}
     for record in records:  # those of earlier versions have no checksums
         sums |= record.get("crc32") or _checksums(record["rows"], folder)
     if not same and not kept:
