@@ -9,13 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from data.transforms import RGB_TO_GREY
+
 KINDS = (0, 1, 2)
 SIMCLR, FLIP = 0, 2
 CROP_AREA, CROP_RATIO = (0.08, 1.0), (3 / 4, 4 / 3)
 JITTER, JITTER_HUE, JITTER_P = 0.8, 0.2, 0.8
 GREY_P = 0.2
 BLUR_KERNEL, BLUR_SIGMA, BLUR_P = 13, (0.1, 2.0), 0.5
-GREY = (0.299, 0.587, 0.114)
 
 
 def add_flag(parser) -> None:
@@ -83,7 +84,7 @@ def jitter(images: Tensor, generator: torch.Generator) -> Tensor:
 
 def luma(images: Tensor) -> Tensor:
     """(B, 1, S, S) of (B, 3, S, S)."""
-    return torch.tensordot(images, images.new_tensor(GREY), ([1], [0]))[:, None]
+    return torch.tensordot(images, images.new_tensor(RGB_TO_GREY), ([1], [0]))[:, None]
 
 
 def shift_hue(images: Tensor, turns: Tensor) -> Tensor:
