@@ -46,7 +46,7 @@ def test_training_and_use_compute_the_same_with_instance_norm():
     encoder, images = small(), torch.rand(3, 3, 64, 64)
     torch.testing.assert_close(encoder.train()(images), encoder.eval()(images))
     alone = torch.cat([encoder(image[None]) for image in images])
-    torch.testing.assert_close(encoder(images), alone)
+    torch.testing.assert_close(encoder(images), alone, rtol=1e-4, atol=1e-4)  # another batch, other kernels
     assert encoder.project(images).shape == (3, 256)
 
 
