@@ -12,6 +12,7 @@ from common.files import make_folder, make_subfolder
 from data.camelyon import crops, extraction, report, slides
 from data.camelyon.extraction import CropWriter, SlideJob
 from data.slides import annotations
+from data.slides.lesion_mask import Lesion, LesionMask
 from data.slides.pyramid import Slide
 
 NO_LESION = "annotation without a lesion on this level"
@@ -67,7 +68,7 @@ def extract_slide(job: SlideJob, folder: Path, args) -> dict:
     return {"centre": job.centre, "lesions": used, "counts": +counts, "misfits": misfits, "rows": writer.rows}
 
 
-def crops_around(lesion: annotations.Lesion, mask: annotations.LesionMask, slide: Slide, args):
+def crops_around(lesion: Lesion, mask: LesionMask, slide: Slide, args):
     """The valid crop positions of one lesion and the pixels they need; reads the slide only around the lesion.
 
     Returns: (valid, corner, image, inside). Entry (i, j) of valid, bool (h, w), stands for the crop with top-left
@@ -91,7 +92,7 @@ def crops_around(lesion: annotations.Lesion, mask: annotations.LesionMask, slide
     return (valid, corner, image, inside) if valid.any() else crops.ALL_UNSCANNED
 
 
-def write_crops(lesion: annotations.Lesion, found, writer: CropWriter, job: SlideJob, args) -> int:
+def write_crops(lesion: Lesion, found, writer: CropWriter, job: SlideJob, args) -> int:
     """Draw k positions and write crop and lesion mask of each; returns how many positions repeat another."""
     valid, corner, image, inside = found
     rng = crops.generator(args.seed, job.name, lesion.number)

@@ -22,7 +22,7 @@ import measure
 import extract_basic_pos_crops as ours
 from common import cli, limits
 from data.camelyon import crops, extraction, make_slides, slides
-from data.slides import annotations
+from data.slides import annotations, lesion_mask
 from data.slides.pyramid import Slide
 
 RANGES = [(0.1, 0.5), (0.01, 0.1), (0.001, 0.01)]  # shares of a crop that its lesion takes
@@ -66,7 +66,7 @@ def extract_whole(job: extraction.SlideJob, folder: Path, args) -> dict:
     labels, _ = ndimage.label(mask, np.ones((3, 3)))
     used, rng = 0, np.random.default_rng(args.seed)
     for number, (rows, columns) in enumerate(ndimage.find_objects(labels), 1):
-        lesion = annotations.Lesion(number, rows.start, rows.stop, columns.start, columns.stop, 0)
+        lesion = lesion_mask.Lesion(number, rows.start, rows.stop, columns.start, columns.stop, 0)
         box, before = crops.placements(lesion, args.size, mask.shape), len(writer.rows)
         for _ in range(TRIES if isinstance(box, crops.Box) else 0):
             y, x = rng.integers(box.top, box.bottom), rng.integers(box.left, box.right)

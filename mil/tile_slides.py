@@ -34,7 +34,7 @@ from common.files import (
 )
 from data import SPLITS
 from data.camelyon import slides
-from data.slides import annotations, pyramid
+from data.slides import mask_tiff, pyramid
 from data.slides.deepzoom import DeepZoom
 from mil import bag_list, folds, hnm_layout, tiles
 
@@ -245,7 +245,7 @@ def mask_truth(slide: Path, path: Path | None, level: int, args) -> Callable[[in
         fits -= 1
     side = args.tile_size * 2 ** (level - fits)
     with pyramid.Slide(slide, fits) as opened:
-        mask = annotations.mask_from_tiff(path, opened)
+        mask = mask_tiff.mask_from_tiff(path, opened)
 
     def truth(column: int, row: int) -> int:
         share = mask.window(row * side, column * side, side, side).mean()

@@ -24,7 +24,8 @@ from common.claim import claim
 from common.errors import BadInput
 from common.files import atomic_open, make_folder, make_subfolder
 from data.camelyon.layouts import LAYOUTS
-from data.slides.annotations import LesionMask, mask_from_polygons, read_xml
+from data.slides.annotations import read_xml
+from data.slides.lesion_mask import LesionMask, mask_from_polygons
 from data.slides.pyramid import Slide
 
 BASE = 3  # the level at which slides are painted; finer levels repeat its pixels, coarser ones average them

@@ -15,7 +15,7 @@ from common.pictures import write_png
 from data import SPLITS
 from data.camelyon import crops
 from data.camelyon.slides import SPLIT_OF_CENTRE
-from data.slides.annotations import LesionMask
+from data.slides.lesion_mask import LesionMask
 from data.slides.pyramid import Slide
 
 PREVIEW_SIDE = 1600  # pixels

@@ -12,7 +12,8 @@ from common.pictures import write_png
 from data.camelyon16 import steps
 from data.camelyon16.scan import Scan, find_scans
 from data.camelyon16.steps import Step
-from data.slides.annotations import MAX_COORDINATE, mask_from_polygons, read_outlines
+from data.slides.annotations import MAX_COORDINATE, read_outlines
+from data.slides.lesion_mask import mask_from_polygons
 
 TUMOR, NORMAL = 127, 255
 CAMELYON16_SPLITS = ("train", "test")

@@ -3,7 +3,7 @@ import pytest
 from scipy import ndimage
 
 from data.camelyon import crops
-from data.slides import annotations
+from data.slides import lesion_mask
 from tests.data.slides.oracle import valid_corners
 
 SIZE, SHAPE = 16, (40, 50)
@@ -20,7 +20,7 @@ def test_window_sums_count_every_window():
 def test_valid_positions_are_exactly_those_of_the_definition():
     rng = np.random.default_rng(1)
     pixels = ndimage.binary_dilation(rng.random(SHAPE) < 0.01, iterations=2)
-    mask = annotations.LesionMask(SHAPE, annotations.array_runs(pixels, 0, 0))
+    mask = lesion_mask.LesionMask(SHAPE, lesion_mask.array_runs(pixels, 0, 0))
     labels, _ = ndimage.label(pixels, np.ones((3, 3)))
     none = np.zeros(SHAPE, bool)
     for lesion in mask.lesions():
@@ -39,9 +39,9 @@ def test_valid_positions_are_exactly_those_of_the_definition():
 
 
 def test_reasons_for_a_lesion_without_positions():
-    lesion = annotations.Lesion(1, 0, 20, 0, 5, 100)
+    lesion = lesion_mask.Lesion(1, 0, 20, 0, 5, 100)
     assert crops.placements(lesion, SIZE, SHAPE) == crops.TOO_LARGE
-    lesion = annotations.Lesion(1, 0, 5, 0, 5, 25)
+    lesion = lesion_mask.Lesion(1, 0, 5, 0, 5, 25)
     assert crops.placements(lesion, SIZE, (40, 12)) == crops.LEVEL_TOO_SMALL
     counts = np.array([[25, 26]])
     assert crops.in_range(counts, SIZE, 0.5, 1) == crops.TOO_SMALL

@@ -8,7 +8,7 @@ import pytest
 from scipy import ndimage
 
 from common.errors import BadInput
-from data.slides import annotations
+from data.slides import annotations, lesion_mask
 from tests.data.slides.oracle import mask_window, polygons_of
 
 SHAPE = (90, 110)
@@ -24,7 +24,7 @@ def test_mask_follows_the_winding_rule_for_self_crossing_polygons_and_cut_outs(d
     rng = np.random.default_rng(decimals)
     for _ in range(10):
         lesions, cut_outs = random_polygons(rng, 3, decimals=decimals), random_polygons(rng, 1, decimals=decimals)
-        mask = annotations.mask_from_polygons(lesions, cut_outs, 2, SHAPE)
+        mask = lesion_mask.mask_from_polygons(lesions, cut_outs, 2, SHAPE)
         expected, unsure = mask_window(lesions, cut_outs, 2, 0, 0, *SHAPE)
         agrees = mask.window(0, 0, *SHAPE) == expected
         assert (agrees | unsure).all()
@@ -32,7 +32,7 @@ def test_mask_follows_the_winding_rule_for_self_crossing_polygons_and_cut_outs(d
 
 
 def test_any_window_is_a_part_of_the_whole():
-    mask = annotations.mask_from_polygons(random_polygons(np.random.default_rng(1), 4), [], 2, SHAPE)
+    mask = lesion_mask.mask_from_polygons(random_polygons(np.random.default_rng(1), 4), [], 2, SHAPE)
     whole = mask.window(0, 0, *SHAPE)
     for y, x, height, width in [(0, 0, 1, 1), (10, 20, 30, 40), (80, 100, 10, 10)]:
         assert (mask.window(y, x, height, width) == whole[y : y + height, x : x + width]).all()
@@ -43,7 +43,7 @@ def test_lesions_are_the_8_connected_components_in_raster_order():
     rng = np.random.default_rng(2)
     for density in (0.02, 0.2, 0.4):
         pixels = rng.random(SHAPE) < density
-        mask = annotations.LesionMask(SHAPE, annotations.array_runs(pixels, 0, 0))
+        mask = lesion_mask.LesionMask(SHAPE, lesion_mask.array_runs(pixels, 0, 0))
         labels, n = ndimage.label(pixels, np.ones((3, 3)))
         assert (mask.window(0, 0, *SHAPE) == pixels).all()
         firsts = [np.flatnonzero(labels == label)[0] for label in range(1, n + 1)]
@@ -69,7 +69,7 @@ def test_real_annotations_follow_the_winding_rule():
         assert (len(read[0]), len(read[1])) == (len(lesions), len(cut_outs))
         for level in (3, 4, 5, 6):
             shape = tuple(int(max(ring[:, axis].max() for ring in lesions)) // 2**level + 3 for axis in (1, 0))
-            mask = annotations.mask_from_polygons(*read[:2], level, shape)
+            mask = lesion_mask.mask_from_polygons(*read[:2], level, shape)
             for ring in [lesions[i] for i in rng.integers(len(lesions), size=2)] + cut_outs[:1]:
                 x, y = (ring[rng.integers(len(ring))] / 2**level - 12).astype(int).clip(0)  # where an outline runs
                 expected, unsure = mask_window(lesions, cut_outs, level, y, x, 24, 24)
@@ -152,7 +152,7 @@ def test_decimal_commas_are_read(tmp_path):
 
 
 def test_an_outline_between_pixels_is_counted():
-    mask = annotations.mask_from_polygons([np.array([(1, 1), (3, 1), (3, 3)])], [], 3, SHAPE)
+    mask = lesion_mask.mask_from_polygons([np.array([(1, 1), (3, 1), (3, 3)])], [], 3, SHAPE)
     assert mask.lesions() == []
     assert mask.notes == {"outline holds no pixel at this level": 1}
 
@@ -187,17 +187,17 @@ def test_unusable_xml_is_named_in_one_line(tmp_path, text, complaint):
 def test_memory_hangs_on_outlines_not_on_area():
     side = 200_000
     ring = np.array([(0, 0), (side, 0), (side, side), (0, side)])
-    mask = annotations.mask_from_polygons([ring], [], 0, (side, side))
+    mask = lesion_mask.mask_from_polygons([ring], [], 0, (side, side))
     assert len(mask.runs.rows) == side
     assert mask.lesions()[0].area == side**2
 
 
 def test_many_outlines_may_not_cross_more_rows_together_than_one(monkeypatch):
     ring = np.array([(0, 0), (80, 0), (80, 80), (0, 80)])  # 10 rows down and 10 up
-    monkeypatch.setattr(annotations, "MAX_CROSSINGS", 100)
-    assert annotations.mask_from_polygons([ring] * 4, [ring], 3, SHAPE).lesions() == []
+    monkeypatch.setattr(lesion_mask, "MAX_CROSSINGS", 100)
+    assert lesion_mask.mask_from_polygons([ring] * 4, [ring], 3, SHAPE).lesions() == []
     with pytest.raises(BadInput, match="cross 120 rows of pixels, expected 100 at most"):
-        annotations.mask_from_polygons([ring] * 4, [ring] * 2, 3, SHAPE)
+        lesion_mask.mask_from_polygons([ring] * 4, [ring] * 2, 3, SHAPE)
 
 
 @pytest.mark.parametrize("item", ["<a/>" * 1000, "<a " + " ".join(f"a{i}=''" for i in range(1000)) + "/>"])
