@@ -1,6 +1,6 @@
 """What every data set offers to every method.
 
-A data set is a torch Dataset with
+A data set is a torch Dataset, and an image_set.ImageSet where that has the answers, with
 
     len(data), data[i] -> (image (C, H, W) float32, label: 1 with the object, 0 without, -1 where it is not known)
     names         list of file names, one for each image

@@ -2,57 +2,35 @@
 
 from pathlib import Path
 
-import numpy as np
-import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.data import Dataset
 
-from common import pictures
 from data import fingerprints
-from data.photos import MOST_BYTES, list_images, read_image
+from data.photos import MOST_BYTES, UNKNOWN, Photos, list_images, read_image
 
 
-class PhotoFolder(Dataset):
+class PhotoFolder(Photos):
     """The pictures in and below a folder. Item: image (3, side, side) float32 in [0, 1], label -1 = not known.
 
     The shorter side is scaled to `side`, then the centre is cut out.
     """
 
-    in_channels = 3
-    outline, has_objects = pictures.EXAMPLE, False
-
     def __init__(self, folder: Path, side: int):
-        self.folder, self.side = Path(folder), side
-        self.names = list_images(folder)
-        self.labels = np.full(len(self.names), -1, np.int64)
-
-    def __len__(self):
-        return len(self.names)
+        names = list_images(folder)
+        super().__init__(folder, names, [UNKNOWN] * len(names))
+        self.side = side
 
     def __getitem__(self, i: int):
-        pixels = torch.from_numpy(read_image(self.folder / self.names[i]).copy())  # (H, W, 3) uint8
-        return centre_square(pixels.permute(2, 0, 1).float() / 255, self.side), -1
-
-    def object_mask(self, i: int):
-        """None: not known."""
-        return
-
-    def o2i(self, i: int):
-        """None: not known."""
-        return
-
-    def batches_on(self, device, batches):
-        """None: pictures are read from files."""
-        return
+        image, label = super().__getitem__(i)  # (3, H, W)
+        return centre_square(image, self.side), label
 
     def file_side(self, i: int) -> int:
         """The shorter side of picture i as it lies in its file, px."""
-        return min(read_image(self.folder / self.names[i]).shape[:2])
+        return min(read_image(self.root / self.names[i]).shape[:2])
 
     def fingerprint(self) -> str:
         """Digest of names, file sizes, the side and some of the files' bytes, wherever the folder lies."""
-        paths = [self.folder / name for name in self.names]
+        paths = [self.root / name for name in self.names]
         sizes = [path.stat().st_size for path in paths]
         described = f"{self.side}\n" + "\n".join(self.names) + str(sizes)
         return fingerprints.of_files(described.encode(), paths, MOST_BYTES)

@@ -6,14 +6,15 @@ import functools
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from common.errors import BadInput
 from data import loaders
+from data.image_set import ImageSet
 from data.transforms import Transformed
 
 
-class NormalTiles(Dataset):
+class NormalTiles(ImageSet):
     """Item n: tile (C, t, t) float32 in [0, 1], the number of its image, and its version, a number below `versions`.
 
     Every pass takes each version of each image once, in another order. A tile lies anywhere in its image, where that is
@@ -79,10 +80,6 @@ class NormalTiles(Dataset):
         """
         starts = range(0, n, args.batch_size)[first:]
         return loaders.batch_loader(self, args, device, [range(n)[at : at + args.batch_size] for at in starts])
-
-    def batches_on(self, device, batches):
-        """None: images are cut one by one."""
-        return None
 
     def fingerprint(self) -> str:
         return self.data.fingerprint()

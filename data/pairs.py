@@ -19,6 +19,7 @@ from common.errors import BadInput
 from data import fingerprints, photos
 from data.camelyon import dataset as camelyon
 from data.cluttered_mnist import dataset as mnist
+from data.image_set import ImageSet
 
 SIZE = 128  # px of a view
 SOURCE_SIDE = 256  # px of what pairs are made from
@@ -171,7 +172,7 @@ def draw_others(n: int, rng: np.random.Generator) -> np.ndarray:
     return (np.arange(n) + rng.integers(1, n, n)) % n
 
 
-class MadePairs(Dataset):
+class MadePairs(ImageSet):
     """Anchor and copy of each image; a generator of (seed, epoch, number) draws the manipulations.
 
     Items by (epoch, number), or by number alone for epoch 0: views are flipped, each for itself.
@@ -192,15 +193,11 @@ class MadePairs(Dataset):
             views.append(self.manipulate(fit(self.pictures.read(other), SOURCE_SIDE), rng)[1])
         return tuple(to_tensor(_flip(view, rng)) for view in views)
 
-    def batches_on(self, device, batches):
-        """None: images are read from files."""
-        return None
-
     def fingerprint(self) -> str:
         return self.pictures.fingerprint()
 
 
-class Views(Dataset):
+class Views(ImageSet):
     """Each image's centre as a view. Item: view (1, 128, 128), label -1 = not known."""
 
     def __init__(self, pictures: Pictures):
@@ -211,10 +208,6 @@ class Views(Dataset):
 
     def __getitem__(self, i: int) -> tuple[Tensor, int]:
         return to_tensor(fit(self.pictures.read(i), SIZE)), -1
-
-    def batches_on(self, device, batches):
-        """None: images are read from files."""
-        return None
 
     def fingerprint(self) -> str:
         return self.pictures.fingerprint()
@@ -236,7 +229,7 @@ class MadeViews(Views):
         return self.pairs.fingerprint()
 
 
-class GroupPairs(Dataset):
+class GroupPairs(ImageSet):
     """A pair of each group of near-duplicates, drawn once from the seed."""
 
     def __init__(self, pictures: Pictures, groups: dict[str, list[int]], seed: int, triplets: bool = False):
@@ -251,10 +244,6 @@ class GroupPairs(Dataset):
 
     def __getitem__(self, i: int) -> tuple[Tensor, ...]:
         return tuple(self.views[int(k)][0] for k in self.files[i])
-
-    def batches_on(self, device, batches):
-        """None: images are read from files."""
-        return None
 
     def fingerprint(self) -> str:
         return self.views.fingerprint()

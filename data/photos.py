@@ -8,12 +8,13 @@ from pathlib import Path
 
 import imageio.v3 as iio
 import numpy as np
-from torch.utils.data import Dataset
+import torch
 
 from common import cli, pictures
 from common.errors import BadInput
 from common.files import check_folder, files_below, open_input, open_npy, read_text
 from data import fingerprints
+from data.image_set import ImageSet
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".npy")
 MOST_BYTES = 2**30  # of a picture's file
@@ -113,10 +114,10 @@ def _to_bytes(pixels, path):
     raise BadInput(f"{path}: expected 8 or 16 bits, or floats in [0, 1], found {pixels.dtype}")
 
 
-class Photos(Dataset):
+class Photos(ImageSet):
     """Pictures in files. Item: image (3, H, W) float32 in [0, 1], label 1 = abnormal, 0 = normal, -1 = not known."""
 
-    in_channels, outline, has_objects = 3, pictures.EXAMPLE, False
+    in_channels, outline = 3, pictures.EXAMPLE
 
     def __init__(self, root: Path, names: list[str], labels: list[int]):
         self.root, self.names, self.labels = Path(root), names, np.array(labels, np.int64)
@@ -126,16 +127,6 @@ class Photos(Dataset):
 
     def __getitem__(self, i):
         return _to_float(read_image(self.root / self.names[i])), int(self.labels[i])
-
-    def object_mask(self, i: int) -> None:
-        return None
-
-    def o2i(self, i: int) -> None:
-        return None
-
-    def batches_on(self, device, batches) -> None:
-        """None: pictures are read from files."""
-        return None
 
     def check_one_size(self) -> None:
         """BadInput names a picture of another size than most."""
@@ -316,6 +307,4 @@ def _torchvision(name, root, part):
 
 def _to_float(pixels):
     """(H, W, 3) uint8 -> (3, H, W) float32 in [0, 1]."""
-    import torch
-
     return torch.tensor(pixels).permute(2, 0, 1).float() / 255

@@ -10,6 +10,7 @@ from torch.utils.data import Dataset
 
 from common import cli
 from common.errors import BadInput
+from data.image_set import ImageSet
 
 RGB_TO_GREY = (0.299, 0.587, 0.114)  # of ITU-R BT.601
 
@@ -83,7 +84,7 @@ def equalized(image: Tensor) -> Tensor:
     return torch.from_numpy(np.stack(channels).astype(np.float32))
 
 
-class Transformed(Dataset):
+class Transformed(ImageSet):
     """A data set whose images and masks are transformed; it says what it knows in the words of data/__init__.py."""
 
     def __init__(self, data: Dataset, transform: Transform):
@@ -117,10 +118,6 @@ class Transformed(Dataset):
     def o2i(self, i: int) -> float | None:
         mask = self.data.object_mask(i)
         return None if mask is None else self.transform.share(mask)
-
-    def batches_on(self, device, batches):
-        """None: images are transformed one by one."""
-        return None
 
     def fingerprint(self) -> str:
         return self.data.fingerprint()

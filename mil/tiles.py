@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from common import cli
 from common.errors import BadInput
 from data import SPLITS, loaders, tiles
 from data.camelyon import dataset as camelyon
 from data.cluttered_mnist import dataset as mnist
+from data.image_set import ImageSet
 from data.photos import list_images, read_image, size_of
 from mil import bag_list
 from mil.bags import UNKNOWN, Bags
@@ -45,7 +45,7 @@ def add_flags(parser, datatypes: tuple[str, ...] = (*IMAGES, "tiles")) -> None:
     add("--num_examples", type=cli.positive, help="training images, half of them positive (default: all)")
 
 
-class TileBags(Dataset):
+class TileBags(ImageSet):
     """The tiles of N bags, T in all, one bag after the other. Item t: picture (C, s, s) float32 in [0, 1], bag label.
 
     names, labels (N,), corners and truth by bag, tile: as of `mil.bags.Bags`.
@@ -80,10 +80,6 @@ class TileBags(Dataset):
     def pictures(self, bag: int, numbers: np.ndarray) -> Tensor:
         """Some of a bag's tiles, (n, C, s, s) float32."""
         raise NotImplementedError
-
-    def batches_on(self, device, batches):
-        """None: tiles are cut on the CPU."""
-        return None
 
     @property
     def positive(self) -> np.ndarray:

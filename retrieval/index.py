@@ -17,6 +17,7 @@ from common.errors import BadInput
 from common.files import check_target, is_whole, make_folder, read_json, write_json
 from common.nearest import k_nearest
 from data import loaders
+from data.image_set import ImageSet
 
 SECONDS = 10  # between two notes of how far an embedding has come
 QUERIES = 512  # images that are looked up at once, in all orientations
@@ -54,7 +55,7 @@ class Objects(Dataset):
         return F.interpolate(box[None], side, mode="bilinear", align_corners=False)[0], label
 
 
-class Readable(Dataset):
+class Readable(ImageSet):
     """The images of a data set at some places, each with 1, or where it cannot be read, zeros with 0."""
 
     def __init__(self, data, order: np.ndarray):
@@ -75,10 +76,6 @@ class Readable(Dataset):
             return self.data[int(self.order[i])][0]
         except BadInput:
             return None
-
-    def batches_on(self, device, batches):
-        """None: an image that cannot be read is to be told from the others."""
-        return None
 
     def problem(self, i: int) -> str:
         """Why an image cannot be read."""

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from torch.utils.data import Dataset
+import torch
 
 from common import cli, pictures
 from common.errors import BadInput
@@ -16,6 +16,7 @@ from common.files import check_file, check_folder, open_npy, read_table, sha256_
 from common.manifest import Manifest
 from data import fingerprints
 from data.camelyon.slides import SPLIT_FOLDERS
+from data.image_set import ImageSet
 
 IN_CHANNELS = 3
 ADVICE = "the command that extracted the crops writes it again"
@@ -174,7 +175,7 @@ def _crops_below(folder, positive):
     return f"; {names} below it hold{'s' * (len(below) == 1)} some" if below else ""
 
 
-class CamelyonCrops(Dataset):
+class CamelyonCrops(ImageSet):
     """A class-balanced nCAMELYON split. Item: image (3, S, S) float32 in [0, 1], label 1 = lesion, 0 = none.
 
     The smaller class decides how many crops of each are taken, the seed which; without a seed all are. Positives come
@@ -206,8 +207,6 @@ class CamelyonCrops(Dataset):
         return len(self.files)
 
     def __getitem__(self, i: int):
-        import torch
-
         crop = torch.from_numpy(self._load(i, self.files[i], (self.size, self.size, 3)))  # (S, S, 3) uint8
         return crop.permute(2, 0, 1).float() / 255, int(self.labels[i])  # (3, S, S)
 
@@ -227,15 +226,6 @@ class CamelyonCrops(Dataset):
             return None
         values = self._load(i, path, (self.size, self.size))
         return (values == 1) | (values == 255)
-
-    def o2i(self, i: int) -> float | None:
-        """The lesion's share of crop i; None likewise."""
-        mask = self.object_mask(i)
-        return None if mask is None else float(mask.mean())
-
-    def batches_on(self, device, batches):
-        """None: crops are read from files."""
-        return None
 
     def _load(self, i, path, shape):
         """The uint8 array of this shape in a file of crop i. BadInput when it is another, or not as it was written."""

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset
 
 from common import cli, pictures
 from common.errors import BadInput
@@ -22,6 +21,7 @@ from data.cluttered_mnist import canvas_files, render
 from data.cluttered_mnist.device_render import DeviceRenderer, RenderedBatches
 from data.cluttered_mnist.digits import SIDE
 from data.cluttered_mnist.recipe import Noise, Recipe
+from data.image_set import ImageSet
 
 IN_CHANNELS = 1
 SAMPLE = 9  # canvases of a split whose shapes decide which one all have
@@ -76,7 +76,7 @@ def load_splits(args, names: Sequence[str] = SPLITS) -> dict[str, "ClutteredMNIS
     return splits
 
 
-class ClutteredMNIST(Dataset):
+class ClutteredMNIST(ImageSet):
     """A split of nMNIST or of noise. Item: image (1, H, W) float32, in [0, 1] unless noise, label 1 = needle.
 
     Args:
@@ -147,11 +147,6 @@ class ClutteredMNIST(Dataset):
         y0, x0, y1, x1 = (round(edge) for edge in box)
         mask[y0:y1, x0:x1] = True
         return mask
-
-    def o2i(self, i: int) -> float | None:
-        """The needle's share of the image; None on negatives and where unknown."""
-        mask = self.object_mask(i)
-        return None if mask is None else float(mask.mean())
 
     def fingerprint(self) -> str:
         """Hex digest of labels, file names, needle positions and pixels, wherever the folder lies.
