@@ -20,6 +20,7 @@ from common.files import make_subfolder, sha256_of, write_npy
 from common.table import GrowingTable
 from data import SPLITS, datatypes, loaders
 from data.camelyon import dataset as camelyon
+from data.transforms import Transformed
 
 OWN = re.compile(r"map_\d+\.npy|overlay_\d+\.png|contact_sheet\.png")
 
@@ -63,26 +64,9 @@ def main(argv=None):
     args = parse_args(argv)
     device = processes.select_alone("score_anomaly.py", args.device, args.precision, args.deterministic)
     saved, path = runs.read_run(args.logdir)
-    config = saved["config"]
-    if args.embedder_weights:
-        saved["args"]["embedder_weights"] = args.embedder_weights
-    own_splits = args.splits
-    datatypes.take_flags_of_run(args, saved["args"])
-    camelyon.check_same_splits(args.splits, config.get("splits_sha256"), chosen=own_splits is not None)
-    args.seed = saved["args"].get("seed") if args.seed is None else args.seed
-    args.name = args.name or ("images" if args.images else args.split)
-    if args.tile not in (None, config["tile"]):
-        raise BadInput(f"--tile {args.tile}: the detector in {path} takes {config['tile']} px; leave the flag out")
-    if args.stride is not None and args.stride > config["tile"]:
-        raise BadInput(f"--stride {args.stride}: expected {config['tile']} px, a tile's side, at most")
-    args.tile, args.stride = config["tile"], args.stride or max(1, config["tile"] // 2)
-    data = datatypes.load_unlabelled(args, args.images) if args.images else datatypes.load(args, args.split)
-    datatypes.verify(args)
-    if data.in_channels != config["in_channels"]:
-        raise BadInput(
-            f"{path}: the detector takes {config['in_channels']} channels, the images have {data.in_channels}"
-        )
-    method = METHODS[config["method"]]
+    settle(args, saved, path)
+    data = load_images(args, saved["config"], path)
+    method = METHODS[saved["config"]["method"]]
     with lock.held(args.logdir, "--logdir", ".scores.lock"):
         detector = method.load(saved, path, device)
         identity = {"checkpoint": sha256_of(path), "data": data.fingerprint()}
@@ -94,6 +78,33 @@ def main(argv=None):
         draw_pictures(scorer, table)
         report(scores.write(args.logdir, args.name, table.rows, of_checkpoint=identity["checkpoint"]), args)
     print(f"scores in {args.logdir / 'scores' / args.name}.csv, pictures in {folder}")
+
+
+def settle(args, saved: dict, path: Path) -> None:
+    """Fill in what the run, saved at `path`, decides. BadInput for a flag that contradicts it."""
+    config, own_splits = saved["config"], args.splits
+    if args.embedder_weights:
+        saved["args"]["embedder_weights"] = args.embedder_weights
+    datatypes.take_flags_of_run(args, saved["args"])
+    camelyon.check_same_splits(args.splits, config.get("splits_sha256"), chosen=own_splits is not None)
+    args.seed = saved["args"].get("seed") if args.seed is None else args.seed
+    args.name = args.name or ("images" if args.images else args.split)
+    if args.tile not in (None, config["tile"]):
+        raise BadInput(f"--tile {args.tile}: the detector in {path} takes {config['tile']} px; leave the flag out")
+    if args.stride is not None and args.stride > config["tile"]:
+        raise BadInput(f"--stride {args.stride}: expected {config['tile']} px, a tile's side, at most")
+    args.tile, args.stride = config["tile"], args.stride or max(1, config["tile"] // 2)
+
+
+def load_images(args, config: dict, path: Path) -> Transformed:
+    """The images to score. BadInput when they have other channels than the detector, saved at `path`, takes."""
+    data = datatypes.load_unlabelled(args, args.images) if args.images else datatypes.load(args, args.split)
+    datatypes.verify(args)
+    if data.in_channels != config["in_channels"]:
+        raise BadInput(
+            f"{path}: the detector takes {config['in_channels']} channels, the images have {data.in_channels}"
+        )
+    return data
 
 
 class Scorer:
