@@ -14,7 +14,7 @@ from common.files import make_folder, sha256_of
 from data.camelyon import dataset as camelyon
 from data.cluttered_mnist import dataset as mnist
 from data.cluttered_mnist import digits
-from experiments import anomaly, made, runs, sources
+from experiments import anomaly_runs, made, runs, sources
 from experiments.figures import Point
 from experiments.runs import Children
 from experiments.stats import read_near_duplicates
@@ -38,7 +38,7 @@ class Preset:
 
     Attributes: ratios, of crops of `side` px, k as made.make_crops; on the first canvas and ratio all poolings and HNM
         run. classifier, bags: flags by --datatype. tile, px, of bags and detectors; stride, of bags. detectors: flags
-        beside anomaly.SMALL. seconds: of a run at 64 px on a core, by --datatype.
+        beside anomaly_runs.SMALL. seconds: of a run at 64 px on a core, by --datatype.
     """
 
     name: str
@@ -223,7 +223,9 @@ class MethodTrial:
             train = f"train_{kind}.py {data} {p.classifier[kind]} --pooling {self.variant} {seed} {end}"
             return [train, f"predict_saliency.py --datatype {kind} {data} --split test --overlays 0 {end}"]
         if self.method in DETECTORS:
-            own = shlex.join([*anomaly.words("", anomaly.SMALL[self.method])[1:], *p.detectors[self.method].split()])
+            own = shlex.join(
+                [*anomaly_runs.words("", anomaly_runs.SMALL[self.method])[1:], *p.detectors[self.method].split()]
+            )
             network = "--vgg vgg16 --vgg_weights" if self.method == "dpa" else "--embedder vgg16 --embedder_weights"
             train = f"train_anomaly.py --method {self.method} {data} {tile} {own} {network} {self.weights}"
             return [f"{train} {seed} {end}", f"score_anomaly.py --stride {p.tile} --overlays 0 {end}"]

@@ -17,7 +17,8 @@ from common import cli, metrics
 from common.errors import BadInput
 from common.files import atomic_open, make_folder, make_subfolder, read_json, write_csv
 from data import tiles
-from experiments import anomaly, drawing, executors, made, plot_results, runs
+from experiments import drawing, executors, made, plot_results, runs
+from experiments.anomaly_runs import as_name
 from experiments.method_runs import DETECTORS, FEATURES, PRESETS, MethodTrial, estimate, trials
 from experiments.runs import Children
 from experiments.stats import read_numbers, update_table
@@ -183,7 +184,7 @@ def draw(path: Path, folder: Path) -> list[Path]:
         columns = {TITLES[kind]: table[table["data"] == kind] for kind in TITLES if kind in set(table["data"])}
         n = table["seed"].nunique()
         title = f"setting: {setting}; a marker for each of {n} seed{'s' * (n > 1)}, their mean and standard deviation"
-        name = NAME if setting == "small" else f"{NAME}_{anomaly.as_name(setting)}"
+        name = NAME if setting == "small" else f"{NAME}_{as_name(setting)}"
         pictures.append(make_subfolder(make_folder(folder.parent), folder.name) / f"{name}.png")
         draw_columns(pictures[-1], columns, styles, title)
     return pictures

@@ -8,7 +8,7 @@ from skimage.io import imread, imsave
 import score_anomaly
 import train_anomaly
 from common.errors import BadInput, WorkFailed
-from experiments import anomaly, run_experiments
+from experiments import anomaly, anomaly_runs, run_experiments
 
 PLACES = ("--photos", "p", "--camelyon16", "c", "--nih", "images", "lists", "--cifar10", "t", "--svhn", "s")
 
@@ -28,7 +28,7 @@ def test_every_method_is_run_on_every_class_with_every_seed():
 @pytest.mark.parametrize("preset", anomaly.PRESETS)
 def test_the_commands_have_flags_that_there_are(preset, tmp_path):
     places = (*PLACES, "--mnist", "m", "--camelyon", "pos", "neg")
-    for name, data in anomaly.DATASETS.items():
+    for name, data in anomaly_runs.DATASETS.items():
         one = ("--classes", data.classes[0]) if data.classes[0] else ()
         for run in plan(*places, "--datasets", name, *one, "--preset", preset, "--runs", "1", "--ablation"):
             train, score = run.commands()
@@ -113,7 +113,7 @@ def test_runs_are_trained_scored_and_drawn_and_given_again_nothing_is_done(tmp_p
     run_experiments.main(flags)
     assert "1 runs, 0 to do" in capsys.readouterr().out
     assert (tmp_path / "results" / "anomaly.csv").read_bytes() == before
-    anomaly.fingerprints.cache_clear()  # as in another process
+    anomaly_runs.fingerprints.cache_clear()  # as in another process
     imsave(tmp_path / "photos/train/normal/0.png", np.zeros((20, 20, 3), np.uint8), check_contrast=False)
     with pytest.raises(WorkFailed, match=r"exit code 2: .*deep_knn.*data"):
         run_experiments.main(flags)
