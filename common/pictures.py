@@ -72,7 +72,6 @@ def write_png(path: Path, picture: np.ndarray) -> None:
 
 def contact_sheet(path: Path, rows: list[list[Panel]], row_titles: list[str] | None = None) -> None:
     """Write a sheet of panels as PNG, one line of panels a row, every panel under its title, by 512 px at most."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     columns = max(1, *(len(row) for row in rows))
@@ -90,8 +89,15 @@ def contact_sheet(path: Path, rows: list[list[Panel]], row_titles: list[str] | N
             axis.set_frame_on(False)
         if row_titles:
             axes[r][0].set_ylabel(row_titles[r], fontsize=8)
+    write_figure(path, figure, metadata={"Software": SOFTWARE})
+
+
+def write_figure(path: Path, figure, **options) -> None:
+    """Write a matplotlib Figure as PNG; options are those of print_png."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
     with atomic_open(path) as file:
-        FigureCanvasAgg(figure).print_png(file, metadata={"Software": SOFTWARE})
+        FigureCanvasAgg(figure).print_png(file, **options)
 
 
 def is_sheet(path: Path) -> bool:

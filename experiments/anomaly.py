@@ -10,12 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import seaborn as sns
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from anomaly.methods import METHODS
-from common import cli
-from common.files import atomic_open, make_folder, read_json
+from common import cli, pictures
+from common.files import make_folder, read_json
 from experiments import executors, plot_results
 from experiments.anomaly_runs import (
     ABLATIONS,
@@ -119,8 +118,7 @@ def draw(path: Path, folder: Path) -> list[Path]:
         seeds = "one seed" if n == 1 else f"mean and standard deviation over {n} seeds"
         canvas.suptitle(f"Anomaly detectors\nsetting: {setting}; {seeds}", fontsize=8)
         paths.append(make_folder(folder) / f"anomaly_{as_name(setting)}.png")
-        with atomic_open(paths[-1]) as file:
-            FigureCanvasAgg(canvas).print_png(file)
+        pictures.write_figure(paths[-1], canvas)
     return paths
 
 

@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import seaborn as sns
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure as Canvas
 from matplotlib.lines import Line2D
 
-from common.files import atomic_open, make_folder, make_subfolder
+from common.files import make_folder, make_subfolder
+from common.pictures import write_figure
 from experiments.figures import LABELS, PAPER, Figure, View
 from experiments.results import LEVELS, smallest_sets, validation_means
 from models.needle import POOLINGS
@@ -80,8 +80,7 @@ def draw(figure: Figure, table, curves, path: Path) -> None:
     words = "\n".join(textwrap.wrap(describe(table), int(17 * canvas.get_figwidth())))
     canvas.suptitle(f"{figure.title}\n{words}", fontsize=8)
     make_subfolder(make_folder(path.parent.parent), path.parent.name)
-    with atomic_open(path) as file:
-        FigureCanvasAgg(canvas).print_png(file)
+    write_figure(path, canvas)
 
 
 def describe(table) -> str:

@@ -10,11 +10,11 @@ import shlex
 from pathlib import Path
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from common import cli
-from common.files import atomic_open, make_folder, make_subfolder, read_json, write_csv
+from common.files import make_folder, make_subfolder, read_json, write_csv
+from common.pictures import write_figure
 from experiments import made, plot_results
 from experiments.runs import Children
 from experiments.stats import read_numbers
@@ -93,5 +93,4 @@ def draw(rows: list[dict], path: Path) -> None:
         axis.set(ylabel=label, ylim=(0, 1.1))
     n = len({row["seed"] for row in rows})
     canvas.suptitle(f"{made.TITLE.capitalize()}, no result. One classifier, {n} seeds", fontsize=9)
-    with atomic_open(path) as file:
-        FigureCanvasAgg(canvas).print_png(file)
+    write_figure(path, canvas)

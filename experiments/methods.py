@@ -9,13 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from common import cli, metrics
 from common.errors import BadInput
-from common.files import atomic_open, make_folder, make_subfolder, read_json, write_csv
+from common.files import make_folder, make_subfolder, read_json, write_csv
+from common.pictures import write_figure
 from data import tiles
 from experiments import drawing, executors, made, plot_results, runs
 from experiments.anomaly_runs import as_name
@@ -202,8 +202,7 @@ def draw_columns(path: Path, columns: dict[str, pd.DataFrame], styles: dict, tit
     chance_known = any(table["chance_ap"].notna().any() for table in columns.values())
     canvas.legend(handles=legend(styles, chance_known), loc="outside right center", frameon=False, fontsize=8)
     canvas.suptitle(title, fontsize=8)
-    with atomic_open(path) as file:
-        FigureCanvasAgg(canvas).print_png(file)
+    write_figure(path, canvas)
 
 
 def draw_panel(axis, table, metric: str, styles: dict) -> None:

@@ -6,13 +6,13 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import pandas as pd
 import seaborn as sns
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from common import cli
 from common.errors import BadInput
-from common.files import atomic_open, check_replaceable, make_folder
+from common.files import check_replaceable, make_folder
+from common.pictures import write_figure
 from experiments.stats import read_numbers
 
 CURVES = {"train_running_acc": "training (running)", "eval_acc": "validation", "test_acc": "test"}
@@ -57,8 +57,7 @@ def draw(table, path: Path) -> None:
     axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     first, last = table["epoch"].min(), table["epoch"].max()
     axis.set(xlabel="epoch", ylabel="accuracy", xlim=(first - 0.5, last + 0.5))
-    with atomic_open(path) as file:
-        FigureCanvasAgg(figure).print_png(file)
+    write_figure(path, figure)
 
 
 if __name__ == "__main__":
