@@ -13,7 +13,7 @@ from common import checkpoint, cli, lock, metrics, pictures, processes, runfolde
 from common.errors import BadInput, WorkFailed
 from common.files import check_target, is_whole, make_subfolder, read_json, sha256_of, write_csv, write_json, write_npy
 from common.table import BOOK, ROWS, GrowingTable
-from data import loaders
+from data import SPLITS, loaders
 from data.camelyon import dataset as camelyon
 from data.cluttered_mnist import dataset as mnist
 from models import needle
@@ -35,7 +35,7 @@ def parse_args(argv=None):
     parser = cli.ArgumentParser(description=f"{__doc__} {known}")
     runfolder.add_logdir_flag(parser)
     parser.add_argument("--datatype", choices=DATA, required=True, help="what the network was trained on")
-    parser.add_argument("--split", choices=["train", "val", "test"], default="val", help="images to explain")
+    parser.add_argument("--split", choices=SPLITS, default="val", help="images to explain")
     parser.add_argument("--overlays", type=cli.natural, default=16, help="how many overlay_{i}.png to write")
     for data in DATA.values():
         data.add_flags(parser)

@@ -9,7 +9,7 @@ import common  # noqa: F401 (before torch)
 from common import cli, lock, processes, runfolder
 from common.errors import BadInput
 from common.files import check_replaceable, make_folder, make_subfolder, write_csv, write_json
-from data import loaders
+from data import SPLITS, loaders
 from mil import bag_list, bags, feature_files, features, folds, pseudo_labels, report, rounds, tiles
 from mil.bags import Bags
 from models import embedders
@@ -85,7 +85,7 @@ def train_on_features(args, device) -> None:
         cross_validate(everything, args, device)
         return
     splits = np.array([row.split for row in rows])
-    found = {name: everything.subset(np.flatnonzero(splits == name)) for name in ("train", "val", "test")}
+    found = {name: everything.subset(np.flatnonzero(splits == name)) for name in SPLITS}
     train_and_report(found, args, args.logdir, device, {})
 
 

@@ -18,6 +18,7 @@ import numpy as np
 
 from common.errors import BadInput
 from common.files import make_folder, open_input
+from data import SPLITS
 
 SIDE = 28  # px, rows and columns of a digit
 VALIDATION = 5000  # the first of the training images
@@ -208,5 +209,5 @@ def _sklearn_digits():
     images = np.rint(large.round(6)).astype(np.uint8)  # rounded twice, so that no machine's last digit decides
     labels = small.target.astype(np.uint8)
     bounds = [0, len(labels) * 7 // 10, len(labels) * 8 // 10, len(labels)]
-    splits = zip(("train", "val", "test"), bounds, bounds[1:], strict=False)
+    splits = zip(SPLITS, bounds, bounds[1:], strict=False)
     return {split: Digits(images[low:high], labels[low:high]) for split, low, high in splits}
