@@ -144,7 +144,7 @@ def choose_threshold(gallery: Images, reference: Images, vectors: dict[str, Vect
     """The distance of near-duplicates, and how often other images are as near: the rate of false alarms."""
     asked, in_gallery = vectors[f"{reference.split}_reference"], vectors[gallery.split]
     if reference is gallery:
-        groups, kind = strangers(gallery)
+        groups, kind = unrelated_groups(gallery)
         own = groups[asked.places]
     else:
         groups, own, kind = None, None, f"of {gallery.split}"
@@ -165,7 +165,7 @@ def choose_threshold(gallery: Images, reference: Images, vectors: dict[str, Vect
     return {"distance": threshold, "auto": auto, "false_alarm_rate": rate, "reference": len(nearest), "neighbour": kind}
 
 
-def strangers(images: Images) -> tuple[np.ndarray, str]:
+def unrelated_groups(images: Images) -> tuple[np.ndarray, str]:
     """(N,) int, equal for images that may be copies of each other, and what the others are called."""
     groups, kind = images.groups(), "of another slide"
     if (images.slides < 0).all():

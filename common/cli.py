@@ -157,7 +157,7 @@ def run(main) -> None:
     handler, hook, others = signals.install(signal.SIGTERM), sys.unraisablehook, multiprocessing.active_children()
     sys.unraisablehook = signals.resend_if_swallowed
     limits.allow_many_files()
-    streams.outlast_readers()
+    streams.ignore_closed_pipes()
     sys.stdout.reconfigure(errors="backslashreplace")  # a name that the terminal cannot show is no error
     interrupted = True
     try:

@@ -21,7 +21,7 @@ def held(folder: Path, flag: str, name: str = NAME):
     """Create the folder, and keep other processes from entering a block of the same folder and name.
 
     The lock file holds host and process of the holder as text, and is gone afterwards. BadInput names them, or a file
-    of that name which is none of ours. A file system without locks is no obstacle, as it was none before.
+    of that name which is none of ours. Where the file system has no locks it goes on without, after a line.
     """
     path = make_folder(folder) / name
     file = _open(path, f"{flag} {folder}")

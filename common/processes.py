@@ -162,14 +162,14 @@ def share_gradients(model: torch.nn.Module, device: torch.device) -> torch.nn.Mo
     return DistributedDataParallel(model, devices, gradient_as_bucket_view=True)
 
 
-def max_over_processes(wish: int) -> int:
-    """The largest wish of all processes, without waiting for a GPU."""
+def max_over_processes(value: int) -> int:
+    """The largest value of all processes, without waiting for a GPU."""
     if world_size() == 1:
-        return wish
-    wishes = torch.tensor([wish])
-    with peers_must_live():
-        dist.all_reduce(wishes, dist.ReduceOp.MAX, group=_messages())
-    return int(wishes)
+        return value
+    values = torch.tensor([value])
+    with peer_errors_as_one_line():
+        dist.all_reduce(values, dist.ReduceOp.MAX, group=_messages())
+    return int(values)
 
 
 @functools.cache
@@ -181,7 +181,7 @@ def _messages():
 def sum_over_processes(tensor: torch.Tensor) -> None:
     """Replace the tensor by its sum over all processes."""
     if world_size() > 1:
-        with peers_must_live():
+        with peer_errors_as_one_line():
             dist.all_reduce(tensor)
 
 
@@ -190,7 +190,7 @@ def gather_arrays(array: np.ndarray) -> np.ndarray:
     if world_size() == 1:
         return array
     parts = [None] * world_size()
-    with peers_must_live():
+    with peer_errors_as_one_line():
         dist.all_gather_object(parts, array, group=_messages())
     return np.concatenate(parts)
 
@@ -203,7 +203,7 @@ def end_processes() -> None:
 
 
 @contextlib.contextmanager
-def peers_must_live():
+def peer_errors_as_one_line():
     """WorkFailed when another process, which has said why, has ended."""
     try:
         yield

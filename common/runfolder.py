@@ -33,7 +33,7 @@ from common.files import check_target, read_json, write_csv, write_json
 
 CALL = ("started", "command", "git_commit", "versions", "device")  # of config.json: who trained, with what
 STEPS_PER_READ = 50  # steps between transfers of their sums from the device
-NOTHING, DUE = -1, 0  # wishes between two steps; above is the number of a signal
+NOTHING, DUE = -1, 0  # what is asked for between two steps; above is the number of a signal
 
 
 def add_flags(group) -> None:
@@ -310,14 +310,14 @@ class RunFolder:
     def _save_if_due_or_asked(self):
         """Between two steps: save when it is time to, or when a signal asks the processes to stop, and then stop."""
         due = time.monotonic() - self.written > 60 * self.args.checkpoint_minutes
-        wish = processes.max_over_processes(signals.State.pending or (DUE if due else NOTHING))
-        if wish == DUE:
+        asked = processes.max_over_processes(signals.State.pending or (DUE if due else NOTHING))
+        if asked == DUE:
             self._read_sums()
             self.events.flush()
             self._save()
-        elif wish != NOTHING:
+        elif asked != NOTHING:
             self._save_and_say()
-            signals.raise_for(wish)
+            signals.raise_for(asked)
 
     def _save_and_say(self):
         self._read_sums()

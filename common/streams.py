@@ -19,18 +19,18 @@ def open_closed() -> None:
             setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115 (until the end)
 
 
-def outlast_readers() -> None:
+def ignore_closed_pipes() -> None:
     """Let stdout and stderr drop what is printed once nobody reads it, as after `| head -1`."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is getattr(sys, f"__{name}__"):  # else it is a test's or wrapped already
-            raw = _Outlasting(stream.fileno(), "w", closefd=False)
+            raw = _PipeOrNull(stream.fileno(), "w", closefd=False)
             buffer = raw if isinstance(stream.buffer, io.RawIOBase) else io.BufferedWriter(raw)  # raw: python -u
             options = {"line_buffering": stream.line_buffering, "write_through": stream.write_through}
             setattr(sys, name, io.TextIOWrapper(buffer, stream.encoding, stream.errors, **options))
 
 
-class _Outlasting(io.FileIO):
+class _PipeOrNull(io.FileIO):
     """A pipe or a terminal, and os.devnull after its other end has gone."""
 
     def write(self, data):

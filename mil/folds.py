@@ -69,5 +69,5 @@ def majority(votes: np.ndarray, scores: np.ndarray) -> np.ndarray:
         votes: (k, N) 0 or 1. scores: (k, N), each model's score less its own threshold.
     Returns: (N,) 0 or 1.
     """
-    ayes = 2 * np.sum(votes, axis=0) - len(votes)
-    return np.where(ayes == 0, np.mean(scores, axis=0) >= 0, ayes > 0).astype(np.int64)
+    lead = 2 * np.sum(votes, axis=0) - len(votes)  # of votes for 1 over those for 0
+    return np.where(lead == 0, np.mean(scores, axis=0) >= 0, lead > 0).astype(np.int64)

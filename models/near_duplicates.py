@@ -54,7 +54,7 @@ class TrunkNetwork(nn.Module):
         self.dim = DIM
         self.config = {"kind": "retrieval", "base": base}
         self.base, self.gem, self.fc = _trunk(base), GeM(), nn.Linear(CHANNELS[base], DIM)
-        self.chunks, self.resting = 0, []
+        self.chunks, self.frozen = 0, []
         self.standardised = Standardised(*pretrained.INPUTS["torchvision"])
 
     def forward(self, images: Tensor) -> Tensor:
@@ -76,15 +76,15 @@ class TrunkNetwork(nn.Module):
     def choose_layers(self, layers: str) -> None:
         """Which of the trunk's layers learn: LAYERS. The others keep their batch statistics too; GeM and head learn."""
         n = {"last": LAST[self.config["base"]], "all": len(self.base), "none": 0}[layers]
-        self.resting = list(self.base[: len(self.base) - n])
+        self.frozen = list(self.base[: len(self.base) - n])
         self.requires_grad_(True)
-        for module in self.resting:
+        for module in self.frozen:
             module.requires_grad_(False)
         self.train(self.training)
 
     def train(self, mode: bool = True):
         super().train(mode)
-        for module in self.resting:
+        for module in self.frozen:
             module.eval()
         return self
 

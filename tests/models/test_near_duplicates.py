@@ -82,7 +82,7 @@ def small_network(chunks):
     nn.Module.__init__(network)
     stages = ([nn.Conv2d(3 if i == 0 else 8, 8, 3, padding=1), nn.BatchNorm2d(8)] for i in range(5))
     network.base = nn.Sequential(*(module for stage in stages for module in stage))
-    network.gem, network.fc, network.chunks, network.resting = near_duplicates.GeM(), nn.Linear(8, 16), chunks, []
+    network.gem, network.fc, network.chunks, network.frozen = near_duplicates.GeM(), nn.Linear(8, 16), chunks, []
     network.standardised = weights.Standardised((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
     return network.double()
 
