@@ -41,7 +41,7 @@ def find_jobs(args) -> tuple[list[SlideJob], list[str]]:
         try:
             jobs.append(SlideJob(name, *slides.resolve_slide(name, found.get(name, []), labels)))
         except BadInput as error:
-            problems.append(str(error))
+            problems.append(str(error) if name in found else f"{args.label_path.name}: {error}")
     if not jobs and not problems:
         raise BadInput(f"--label_path {args.label_path}: no slide to use is labelled negative")
     return jobs, sorted(problems)

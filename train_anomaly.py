@@ -50,7 +50,8 @@ def main(argv=None):
     normals, val = (load_tiles(args, split) for split in ("train", "val"))
     datatypes.verify(args)
     if normals is None:
-        raise BadInput(f"--datatype {args.datatype}: no normal training images")
+        place = f", expected them in {args.photos / 'train' / 'normal'}" if args.datatype == "photos" else ""
+        raise BadInput(f"--datatype {args.datatype}: no normal training images{place}")
     if args.batch_size > normals.n_images:
         print(f"-b {args.batch_size}: the training split has {normals.n_images} normal images, so many are a batch")
         args.batch_size = normals.n_images

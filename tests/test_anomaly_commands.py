@@ -193,7 +193,8 @@ def test_training_without_data_or_without_normal_images(tmp_path, capsys):
     assert "no data: give one of --data_path" in refused(train_anomaly.main, capsys, *KNN, "--logdir", tmp_path)
     (tmp_path / "photos").mkdir()
     flags = [*KNN, "--photos", tmp_path / "photos", "--logdir", tmp_path]
-    assert "no normal training images" in refused(train_anomaly.main, capsys, *flags)
+    said = refused(train_anomaly.main, capsys, *flags)
+    assert f"no normal training images, expected them in {tmp_path / 'photos' / 'train' / 'normal'}" in said
 
 
 def test_training_on_images_of_several_sizes(tmp_path, capsys):

@@ -1,5 +1,6 @@
 """What the pages for newcomers say is so: a method added by its page, flags and functions that there are."""
 
+import argparse
 import ast
 import importlib.util
 import re
@@ -16,9 +17,10 @@ import score_anomaly
 import train_anomaly
 from anomaly.methods import METHODS
 from common.files import read_json
+from data.camelyon import dataset as camelyon
 
 ROOT = Path(__file__).parent.parent
-ADDING, COMING = (ROOT / "docs" / name for name in ("adding_a_method.md", "coming_from.md"))
+ADDING, COMING, FORMATS = (ROOT / "docs" / f"{name}.md" for name in ("adding_a_method", "coming_from", "FORMATS"))
 
 
 def test_the_method_on_the_page_is_added_by_its_module_and_one_entry_alone(tmp_path, monkeypatch):
@@ -46,6 +48,22 @@ def test_the_method_on_the_page_is_added_by_its_module_and_one_entry_alone(tmp_p
     direct = roc_auc_score(np.repeat([0, 1], 8), np.concatenate(means))
     found = read_json(tmp_path / "run" / "scores" / "test.json")["auc"]
     assert found == pytest.approx(direct, abs=1e-9) and 0.5 < direct < 1
+
+
+def test_pictures_with_masks_become_crops_as_the_page_says(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    mask = np.zeros((60, 80), np.uint8)
+    mask[30:, :40] = 255
+    imsave("photo.png", np.repeat(mask[..., None], 3, axis=2), check_contrast=False)
+    imsave("mask.png", mask, check_contrast=False)
+    exec(re.search(r"```python\n(.*?)```", FORMATS.read_text(), re.S)[1], {})
+    (tmp_path / "own" / "neg" / "test").mkdir(parents=True)
+    np.save(tmp_path / "own" / "neg" / "test" / "photo.npy", np.zeros((256, 256, 3), np.uint8))
+    args = argparse.Namespace(pos_path=tmp_path / "own" / "pos", neg_path=tmp_path / "own" / "neg", seed=0, splits=None)
+    data = camelyon.load_splits(args, ["test"])["test"]
+    (i,) = np.flatnonzero(data.labels == 1)
+    assert np.mean((data[i][0][0].numpy() > 0.5) == data.object_mask(i)) > 0.999  # but for the corner's rounding
+    assert data.o2i(i) == pytest.approx(0.25, abs=0.01)
 
 
 def rows(page, heading):
