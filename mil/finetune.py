@@ -21,24 +21,20 @@ from torch import Tensor
 
 from common import checkpoint, cli, lock, processes, runfolder, signals
 from common.errors import BadInput
-from common.files import make_subfolder, read_json, sha256_of, write_json
+from common.files import make_subfolder, sha256_of
 from common.optimizers import set_rate
 from common.runfolder import RunFolder
-from data import SPLITS, loaders
-from mil import augment, bags, contrastive, features, hnm_layout, mining, pseudo_labels, report, rounds, self_paced
-from mil import tiles, tracker
-from mil.bags import Bags
+from data import loaders
+from mil import augment, contrastive, features, mining, pseudo_labels, rounds, self_paced
+from mil import tile_rounds, tiles, tracker
 from mil.mining import Selection
 from mil.self_paced import INIT, Holder, Pace
 from mil.tiles import Draws, Joined, Thinned, TileBags
-from models import dsmil, embedders
 from models import encoder as encoders
 from models.encoder import TileEncoder
 
 EVAL_EVERY = 3  # epochs between validation losses
-INITIAL = "encoder_init.pth"
-SCORED = ("train", "val")  # splits whose tiles have pseudo labels
-ENCODER_BAGS = {"train": ("train",), "train+val": SCORED}
+ENCODER_BAGS = {"train": ("train",), "train+val": tile_rounds.SCORED}
 SUMS = ("negative loss", "positive loss", "tiles", "tiles of positive steps")
 ROUND = ("val_auc", "val_f1", "val_instance_auc")  # what a row says of a MIL round
 COLUMNS = {
@@ -126,7 +122,7 @@ def main(argv=None):
     args.encoder_weights = loaded.sha256 or loaded.source  # wherever the file lies
     with lock.held(args.logdir, "--logdir", ".mil.lock"):
         pace = fit(encoder.to(device), splits, args, device, log)
-        report_best(pace, splits, args, device)
+        tile_rounds.report_best(pace, splits, args, device)
 
 
 def check_flags(args) -> None:
@@ -198,23 +194,23 @@ def fit(encoder: TileEncoder, splits: dict[str, TileBags], args, device, log: tr
             holder.pace = pace
             run.end_epoch(row)
             log.log(run.history[-1])
-            drop_features(pace, args)
+            tile_rounds.drop_features(pace, args)
             say_epoch(run, args)
     return holder.pace
 
 
 def first_pace(encoder, splits, args, device) -> Pace:
     """The scores to begin with, of files or of a MIL round; a run that goes on has them in its checkpoint."""
-    scores = {name: np.zeros(len(splits[name])) for name in SCORED}
+    scores = {name: np.zeros(len(splits[name])) for name in tile_rounds.SCORED}
     pace = Pace(scores, args.ro, args.ro_neg)
     if args.pseudo_label_path:
         pace = Pace(read_scores(splits, args), args.ro, args.ro_neg)
     if not args.init_MIL_training or any((args.logdir / n).exists() for n in (checkpoint.LATEST, checkpoint.PREVIOUS)):
         return pace
-    path = make_subfolder(args.logdir.parent, args.logdir.name) / INITIAL
+    path = make_subfolder(args.logdir.parent, args.logdir.name) / tile_rounds.INITIAL
     if not path.exists():
         save_encoder(path, encoder)
-    found, scores = mil_round(INIT, splits, args, device)
+    found, scores = tile_rounds.train_round(INIT, splits, args, device)
     first = pace.after_round(found, scores, args)
     return replace(first, scores=pace.scores if args.pseudo_label_path else scores, updated=False)
 
@@ -225,7 +221,7 @@ def read_scores(splits, args) -> dict[str, np.ndarray]:
     for path in args.pseudo_label_path:
         found |= pseudo_labels.read(path)
     path = args.pseudo_label_path[-1]
-    return {name: pseudo_labels.align(found, splits[name], path, names) for name in SCORED}
+    return {name: pseudo_labels.align(found, splits[name], path, names) for name in tile_rounds.SCORED}
 
 
 def open_folder(learner: Learner, holder: Holder, data: TileBags, splits, args) -> RunFolder:
@@ -323,8 +319,8 @@ def end_of_epoch(learner: Learner, pace: Pace, splits, epoch: int) -> tuple[Pace
     if not path.exists():  # else a kill in the round below has left it
         save_encoder(path, learner.encoder, learner.optimizer)
     pace, found = pace.grown(epoch, args), dict.fromkeys(ROUND, float("nan"))
-    if is_round(epoch, args):
-        result, scores = mil_round(epoch, splits, args, learner.device)
+    if tile_rounds.is_round(epoch, args):
+        result, scores = tile_rounds.train_round(epoch, splits, args, learner.device)
         pace = with_positives(pace.after_round(result, scores, args), pace, splits, args)
         found |= {name: result[name] for name in ROUND}
     return pace, found | {"share": pace.share, "negative_share": pace.negative_share, "updated": float(pace.updated)}
@@ -339,79 +335,10 @@ def with_positives(after: Pace, before: Pace, splits, args) -> Pace:
     return replace(after, scores=before.scores, updated=before.updated)
 
 
-def is_round(epoch: int, args) -> bool:
-    """Whether a MIL round ends an epoch, from 0; one ends the last, which no other would report."""
-    return epoch == args.epochs - 1 or (epoch >= 1 and epoch % args.MIL_every_n_epochs == 0)
-
-
 def save_encoder(path: Path, encoder: TileEncoder, optimizer: torch.optim.Optimizer | None = None) -> None:
     """Write the encoder as HNM-WSI does, {net, optimizer}, with its config."""
     content = {"net": encoder.state_dict(), "optimizer": optimizer.state_dict() if optimizer else {}}
     checkpoint.save(path, content | {"config": encoder.config.to_dict()})
-
-
-def round_name(epoch: int) -> str:
-    """The folder of a MIL round."""
-    return "epoch_init" if epoch == INIT else f"epoch{epoch}"
-
-
-def encoder_path(epoch: int, args) -> Path:
-    """The encoder whose features a MIL round has."""
-    return args.logdir / (INITIAL if epoch == INIT else f"epoch{epoch}model.pth")
-
-
-def mil_round(epoch: int, splits, args, device) -> tuple[dict, dict[str, np.ndarray]]:
-    """Features of train and val with an epoch's encoder, a bag classifier on them, the scores of their tiles.
-
-    Returns: numbers of the round, and split -> (T,) float64 probabilities. A round that was killed goes on.
-    """
-    folder = make_subfolder(args.logdir, round_name(epoch))
-    found = embed({name: splits[name] for name in SCORED}, epoch, folder / "features", args, device)
-    for name in SCORED:
-        bags.check(found[name], name)
-    result = rounds.train(found, args, folder, device)
-    scores = {
-        name: report.probabilities(np.concatenate(predicted(result.extracted, found[name], device))) for name in SCORED
-    }
-    write_pickle(
-        folder / "ins_pseudo_label_train.p", [splits[name] for name in SCORED], [scores[name] for name in SCORED]
-    )
-    numbers = {"epoch": epoch, "val_auc": result.best["eval_auc"], "val_f1": result.f1, "threshold": result.threshold}
-    return numbers | {"val_instance_auc": result.best.get("eval_instance_auc", float("nan"))}, scores
-
-
-def embed(splits, epoch: int, folder: Path, args, device) -> dict[str, Bags]:
-    """The bags with features of an epoch's encoder; before all epochs, with HNM-WSI's files of them where they lie."""
-    ready = ready_made(args) if epoch == INIT else {}
-    if ready:
-        return {name: hnm_layout.read_embeddings(ready[name], split) for name, split in splits.items()}
-    chosen = argparse.Namespace(embedder="encoder", embedder_weights=str(encoder_path(epoch, args)), weights_input=None)
-    return features.extract_splits(splits, embedders.build(chosen), folder, args, device)
-
-
-def ready_made(args) -> dict[str, Path]:
-    """HNM-WSI's files of features in the folder of the round before all epochs: of every split, or none.
-
-    BadInput where some are missing: a round and its report must see the same features.
-    """
-    folder = args.logdir / round_name(INIT)
-    paths = {name: folder / f"{name}_embeddings_epoch_0000.p" for name in SPLITS}
-    missing = [path for path in paths.values() if not path.exists()]
-    if missing and len(missing) < len(paths):
-        raise BadInput(f"{missing[0]}: no such file, but other splits have theirs: expected all or none")
-    return {} if missing else paths
-
-
-def predicted(model, found: Bags, device) -> list[np.ndarray]:
-    """Instance logits (n,) of every bag."""
-    return rounds.predict(model, found, device).instances
-
-
-def write_pickle(path: Path, splits: list[TileBags], scores: list[np.ndarray]) -> None:
-    """Write the scores (T,) of splits in HNM-WSI's form."""
-    joined = Joined(splits)
-    by_bag = np.split(np.concatenate(scores), joined.ends[:-1])
-    pseudo_labels.write_pickle(path, joined.names, joined.corners, joined.truth, by_bag)
 
 
 @torch.inference_mode()
@@ -436,16 +363,6 @@ def validate(learner: Learner, pace: Pace, val: TileBags, epoch: int, run: RunFo
     return total / len(order)
 
 
-def drop_features(pace: Pace, args) -> None:
-    """Remove the features of rounds whose scores are saved; on a large data set they fill a disk."""
-    if args.keep_features:
-        return
-    for found in pace.rounds:
-        folder = args.logdir / round_name(found["epoch"]) / "features"
-        for split in SCORED:
-            (folder / f"{split}.npy").unlink(missing_ok=True)
-
-
 def say_epoch(run: RunFolder, args) -> None:
     """Print what an epoch has come to."""
     row = run.history[-1]
@@ -453,49 +370,6 @@ def say_epoch(run: RunFolder, args) -> None:
     if np.isfinite(row["val_auc"]):
         text += f"; MIL round: validation AUC {row['val_auc']:.3f}, F1 {row['val_f1']:.3f}"
     print(text, flush=True)
-
-
-# --- the report ---
-
-
-def report_best(pace: Pace, splits, args, device) -> None:
-    """Score the test bags, once, by the round that did best on validation bags."""
-    path = args.logdir / "mil.json"
-    if not path.exists():
-        best = pace.best_round()
-        folder = args.logdir / round_name(best["epoch"])
-        names = ("val", "test")
-        found = embed({name: splits[name] for name in names}, best["epoch"], args.logdir / "features", args, device)
-        model, extracted = (load_round(folder / name, device) for name in (checkpoint.BEST, rounds.EXTRACT))
-        summary = {}
-        for name in names:
-            images = None if args.datatype == "tiles" else splits[name]
-            scores = rounds.predict(model, found[name], device)
-            summary[name] = report.write(args.logdir, name, found[name], scores, best["threshold"], images)
-        scores = report.probabilities(np.concatenate(predicted(extracted, found["test"], device)))
-        write_pickle(args.logdir / "ins_pseudo_label_test.p", [splits["test"]], [scores])
-        write_json(path, {"round": best, "rounds": list(pace.rounds), **summary})
-    say(read_json(path), args.logdir)
-
-
-def load_round(path: Path, device):
-    """The bag classifier in a round's checkpoint."""
-    content = checkpoint.load(path)
-    with checkpoint.errors_name(path):
-        model = dsmil.build(content["config"])
-        checkpoint.load_weights(model, content["state_dict"], path)
-    return model.to(device).eval()
-
-
-def say(found: dict, logdir: Path) -> None:
-    """Print the test scores of the best round."""
-    test, epoch = found["test"], found["round"]["epoch"]
-    name = "before the first epoch" if epoch == INIT else f"after epoch {epoch + 1}"
-    print(f"best MIL round on validation bags: {name}, AUC {found['round']['val_auc']:.3f}")
-    print(f"test AUC {test['auc']:.3f}, accuracy {test['acc']:.3f}, F1 {test['f1']:.3f} at the validation threshold")
-    if test.get("instance_auc") is not None:
-        print(f"instances: test AUC {test['instance_auc']:.3f}, average precision {test['instance_ap']:.3f}")
-    print(f"scores and maps in {logdir / 'scores'}, encoders and rounds in {logdir}")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import torch
 from common import checkpoint
 from common.errors import BadInput
 from common.files import read_json
-from mil import finetune, mining, pickles, pseudo_labels, rounds
+from mil import finetune, mining, pickles, pseudo_labels, rounds, tile_rounds
 from mil.self_paced import Pace
 from models import encoder as encoders
 from tests.mil import folders
@@ -69,7 +69,7 @@ def test_a_run_leaves_what_hnm_wsi_leaves_and_the_table_of_every_method(whole):
 
 def test_the_report_is_by_the_best_epoch_of_the_best_round(whole):
     found = read_json(whole / "mil.json")
-    table = pd.read_csv(whole / finetune.round_name(found["round"]["epoch"]) / "stats.csv")
+    table = pd.read_csv(whole / tile_rounds.round_name(found["round"]["epoch"]) / "stats.csv")
     assert found["val"]["loss"] == pytest.approx(table.eval_loss[table.eval_auc.idxmax()], rel=1e-4)
 
 
@@ -115,10 +115,10 @@ def test_ready_made_features_of_some_splits_are_refused(bags, tmp_path):
         (finetune, "contrast", 4),  # within an epoch
         (rounds, "step", 5),  # in the round before the first epoch
         (rounds, "step", 25),  # in a round within the run
-        (finetune, "write_pickle", 2),  # behind it
+        (tile_rounds, "_write_pickle", 2),  # behind it
         (finetune, "view_loss", 8),
         (finetune, "save_encoder", 4),
-        (finetune.report, "write", 2),  # in the report of the test bags
+        (tile_rounds.report, "write", 2),  # in the report of the test bags
     ],
 )
 def test_a_run_killed_anywhere_ends_with_the_same_scores(whole, bags, tmp_path, monkeypatch, owner, name, call):
@@ -157,10 +157,10 @@ def test_the_steps_of_an_epochs_end_come_in_their_order(bags, tmp_path, monkeypa
 
     noted(finetune, "save_encoder", lambda args, _: f"save {args[0].name}")
     noted(Pace, "grown", lambda args, result: f"r {result.share:g}")
-    noted(finetune, "mil_round", lambda args, _: f"round {args[0]}")
+    noted(tile_rounds, "train_round", lambda args, _: f"round {args[0]}")
     noted(finetune, "validate", lambda args, _: f"validate {args[3]}")
     noted(Pace, "selection", lambda args, _: f"select {args[3]} by r {args[0].share:g}")
-    noted(finetune, "drop_features", lambda *_: "end")
+    noted(tile_rounds, "drop_features", lambda *_: "end")
     finetune.main(flags(bags, tmp_path, "-e", 4, "--MIL_every_n_epochs", 2))
     ends = " ".join(log).replace(" save model.pth", "").split(" end")
     assert ends == [
@@ -194,7 +194,7 @@ def test_scores_of_which_none_passes_the_threshold_are_not_taken(bags, tmp_path,
     args = finetune.parse_args(flags(bags, tmp_path, "--threshold", 0.5))
     splits = finetune.tiles.load(args)
     old, low = ({name: np.full(len(splits[name]), p) for name in ("train", "val")} for p in (0.9, 0.1))
-    monkeypatch.setattr(finetune, "mil_round", lambda *_: (dict.fromkeys(finetune.ROUND, 0.5), low))
+    monkeypatch.setattr(tile_rounds, "train_round", lambda *_: (dict.fromkeys(finetune.ROUND, 0.5), low))
     monkeypatch.setattr(finetune, "save_encoder", lambda *_: None)
     learner = SimpleNamespace(encoder=None, optimizer=None, args=args, device=torch.device("cpu"))
     pace, _ = finetune.end_of_epoch(learner, Pace(old, 0.2, 0.2), splits, 1)
@@ -263,7 +263,7 @@ def test_an_epoch_walks_the_hard_negatives_once(bags):
 def test_the_encoder_does_not_see_validation_bags_unless_asked_to(bags, tmp_path, monkeypatch):
     seen = []
     monkeypatch.setattr(finetune, "fit", lambda encoder, splits, args, *_: seen.append((splits, args)))
-    monkeypatch.setattr(finetune, "report_best", lambda *_: None)
+    monkeypatch.setattr(tile_rounds, "report_best", lambda *_: None)
     finetune.main(flags(bags, tmp_path))
     assert finetune.ENCODER_BAGS[seen[0][1].encoder_bags] == ("train",)
 
