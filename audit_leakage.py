@@ -228,7 +228,7 @@ def conclude(report: dict, args) -> int:
     if leaks:
         print(f"leak: {', '.join(leaks)} above --fail_on_leak {args.fail_on_leak:g}", file=sys.stderr)
     for problem in report["unreadable"]:
-        print(problem, file=sys.stderr)
+        print(cli.plain_line(problem), file=sys.stderr)
     return 1 if leaks or report["unreadable"] else 0
 
 

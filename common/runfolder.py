@@ -415,7 +415,7 @@ class RunFolder:
             return None, None
         content = checkpoint.load(previous)
         if processes.rank() == 0:
-            print(f"{trouble}; going on from {checkpoint.PREVIOUS}, the checkpoint before it")
+            print(f"{cli.plain_line(trouble)}; going on from {checkpoint.PREVIOUS}, the checkpoint before it")
         return previous, content
 
 

@@ -75,7 +75,7 @@ def made_by(args) -> dict:
 def without_unreadable(groups: dict, problems: dict[int, str], args) -> dict[str, list[int]]:
     """The groups without what could not be read, which is named. BadInput when fewer than two are left."""
     for problem in problems.values():
-        print(f"skipped: {problem}", file=sys.stderr)
+        print(f"skipped: {cli.plain_line(problem)}", file=sys.stderr)
     left = {name: [i for i in files if i not in problems] for name, files in groups.items()}
     left = {name: files for name, files in left.items() if len(files) > 1}
     if len(left) < 2:

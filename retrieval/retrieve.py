@@ -52,7 +52,7 @@ def main(argv=None):
             vectors[name] = index.embed(views[name], order, network, turns, path, identity, args, device)
     problems = {why for each in vectors.values() for why in each.problems.values()}
     for problem in sorted(problems):
-        print(f"skipped: {problem}", file=sys.stderr)
+        print(f"skipped: {cli.plain_line(problem)}", file=sys.stderr)
     queries = vectors.get("queries", vectors["gallery"])
     itself = numbers_of_files(*(views[name].names for name in ("queries", "gallery")), args)
     distances, found, _ = index.search(queries, vectors["gallery"], args.k, *itself, device)

@@ -130,7 +130,7 @@ def _run(jobs, extract, draw, folder, settings, args):
     if problem and todo:
         problems.append(problem)
     elif problem:  # nothing is missing in the table
-        print(problem)
+        print(cli.plain_line(problem))
     return records, problems
 
 

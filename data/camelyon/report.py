@@ -83,7 +83,7 @@ def print_misfits(records: list[dict], args) -> None:
 def print_problems(problems: list[str], stream) -> None:
     """One line for every slide that could not be used."""
     for problem in problems:
-        print(problem, file=stream)
+        print(cli.plain_line(problem), file=stream)
     if problems:
         print(f"{len(problems)} problems: what the lines above name was left out", file=stream)
 

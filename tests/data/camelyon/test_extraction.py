@@ -19,7 +19,7 @@ import extract_basic_neg_crops as negatives
 import extract_basic_pos_crops as positives
 from common.errors import BadInput
 from common.manifest import Manifest
-from data.camelyon import extraction, make_slides, slides
+from data.camelyon import extraction, make_slides, report, slides
 from data.camelyon.layouts import Camelyon17
 from data.slides import pyramid
 from tests.data.slides.oracle import mask_window, polygons_of, valid_corners
@@ -657,6 +657,11 @@ def put_device(path):
 
 def put_link_to_itself(path):
     path.symlink_to(path.name)
+
+
+def test_what_a_file_calls_its_slides_commands_no_terminal(capsys):
+    report.print_problems(["labels.csv: pati\x1b[31ment: expected a slide"], sys.stdout)
+    assert capsys.readouterr().out.startswith("labels.csv: pati?[31ment: expected a slide\n1 problems")
 
 
 @pytest.mark.parametrize("put", [put_pipe, put_device, put_link_to_itself, Path.mkdir])
