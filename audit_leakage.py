@@ -114,7 +114,10 @@ def read_scores(path: Path, queries: list[Images]):
     names = {each.split: each.names for each in queries}
     if path.stem not in names:
         raise BadInput(f"--scores {path}: expected {' or '.join(f'{split}.csv' for split in names)}")
-    table, threshold = scores.read(path)
+    try:
+        table, threshold = scores.read(path)
+    except BadInput as error:
+        raise BadInput(f"--scores {error}") from None
     known = table[table["img_path"].isin(names[path.stem])]
     if known.empty:
         raise BadInput(f"--scores {path}: names none of the images, for example {names[path.stem][0]}")

@@ -50,6 +50,8 @@ def parse_args(argv=None):
         help="the frozen network's weights, where their file is no longer where the training found it",
     )
     datatypes.add_flags_of_run(parser)
+    for flag in ("--random_crop", "--flip"):  # of training; without effect here
+        parser.add_argument(flag, action="store_true", help=argparse.SUPPRESS)
     return parser.parse_args(argv)
 
 
@@ -71,6 +73,8 @@ def main(argv=None):
         detector = method.load(saved, path, device)
         identity = {"checkpoint": sha256_of(path), "data": data.fingerprint()}
         identity |= {name: getattr(args, name) for name in ("stride", "aggregate", "maps", "precision")}
+        if data.transform.resize:
+            identity["o2i"] = "before resizing"  # as it was not at first
         folder = make_subfolder(make_subfolder(args.logdir, "scores"), args.name)
         table = GrowingTable(folder, identity | {"images": vars(data.transform)}, OWN, scores.COLUMNS)
         scorer = Scorer(data, args, device, lambda tiles: method.score(detector, tiles.to(device)))

@@ -151,11 +151,11 @@ def check_target(path: Path) -> None:
 
 
 def check_replaceable(path: Path, start: bytes, what: str) -> None:
-    """BadInput when a file is there that does not start as ours do, so that it is somebody else's."""
+    """BadInput when a file is there that holds something and does not start as ours do: it is somebody else's."""
     check_target(path)
     if path.exists():
         with open_input(path) as file:
-            if file.read(len(start)) != start:
+            if file.read(len(start)) not in (b"", start):
                 raise BadInput(f"{path}: is there already and not {what}; move it elsewhere or choose another name")
 
 

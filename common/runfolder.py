@@ -206,7 +206,10 @@ class RunFolder:
         path = self.logdir / "config.json"
         if not (self.history or self.done) or not path.exists():
             return {}
-        before = read_json(path)
+        try:
+            before = read_json(path)
+        except BadInput:  # it only informs, and is written anew
+            return {}
         return {"earlier": [*before.get("earlier", []), {name: before.get(name) for name in CALL}]}
 
     def steps(self, steps: Collection) -> Iterator:

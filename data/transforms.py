@@ -56,7 +56,7 @@ class Transform:
     def share(self, mask: np.ndarray) -> float:
         """The share of a mask (H, W) in the image, cropped in the middle; no resizing rounds it."""
         mask = torch.from_numpy(mask)[None]
-        return float((self._cut(mask, None) if self.crop else mask).double().mean())
+        return float((self._cut(mask, None) if self.crop else mask).numpy().mean())
 
     def mask(self, mask: np.ndarray) -> np.ndarray:
         """The mask (H, W) that goes with the image, cropped in the middle."""

@@ -9,15 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 
 from common import cli, metrics
 from common.errors import BadInput
 from common.files import make_folder, make_subfolder, read_json, write_csv
-from common.pictures import write_figure
 from data import tiles
-from experiments import drawing, executors, made, plot_results, runs
+from experiments import executors, made, plot_results, runs, size_panels
 from experiments.anomaly_runs import as_name
 from experiments.method_runs import DETECTORS, FEATURES, PRESETS, MethodTrial, estimate, trials
 from experiments.runs import Children
@@ -31,12 +28,8 @@ SCORES = ("o2i_percent", "positives", "auc", "ap", "near_duplicates")
 GAPS = ("localization_ap", "chance_ap", "cell", "auc_with_near_duplicate", "auc_without")  # numbers a row may lack
 COLUMNS = (*KEY, *SCORES, *GAPS, "seconds", "device", "weights")
 TEXTS = ("setting", "data", "o2i", "method", "variant", "device", "weights")
-CHANCE = 0.5
-PANELS = {"auc": "AUC", "localization_ap": "localisation AP"}
 TITLES = {"nmnist": "nMNIST", "made": made.TITLE}
 LABELS = [*(f"classifier {pooling}" for pooling in POOLINGS), "dsmil", "hnm", *DETECTORS]
-MARKERS = "osD^v<>Ph"
-EDGE, WIDEST = {"markeredgewidth": 0.4}, 3.0  # of markers; of the room of a size, as a factor of O2I
 
 
 def parse_args(argv=None):
@@ -163,7 +156,7 @@ def verdicts(path: Path) -> list[str]:
             size=("o2i_percent", "mean"), auc=("auc", "mean"), error=("auc", "sem"), n=("positives", "mean")
         )
         error = np.sqrt(sizes["error"] ** 2 + (2 * sizes["n"] + 1) / (12 * sizes["n"] ** 2))
-        found = sizes["size"][sizes["auc"] - 2 * error > CHANCE].sort_values()
+        found = sizes["size"][sizes["auc"] - 2 * error > size_panels.CHANCE].sort_values()
         said = f"above chance at O2I {', '.join(f'{size:.2g}' for size in found)} %" if len(found) else "at chance"
         said = "undecided, one seed" if sizes["error"].isna().all() else said
         tried = ", ".join(f"{row.size:.2g} %: {row.auc:.3f}" for row in sizes.sort_values("size").itertuples())
@@ -179,66 +172,12 @@ def draw(path: Path, folder: Path) -> list[Path]:
     pictures = []
     for setting, table in read(path).groupby("setting"):
         table = table.assign(label=(table["method"] + " " + table["variant"]).str.strip())
-        labels = [label for label in LABELS if label in set(table["label"])]
-        styles = {label: (drawing.colours(LABELS)[label], MARKERS[LABELS.index(label)]) for label in labels}
+        present = set(table["label"])
+        styles = {label: style for label, style in size_panels.styles(LABELS).items() if label in present}
         columns = {TITLES[kind]: table[table["data"] == kind] for kind in TITLES if kind in set(table["data"])}
         n = table["seed"].nunique()
         title = f"setting: {setting}; a marker for each of {n} seed{'s' * (n > 1)}, their mean and standard deviation"
         name = NAME if setting == "small" else f"{NAME}_{as_name(setting)}"
         pictures.append(make_subfolder(make_folder(folder.parent), folder.name) / f"{name}.png")
-        draw_columns(pictures[-1], columns, styles, title)
+        size_panels.draw_columns(pictures[-1], columns, styles, title)
     return pictures
-
-
-def draw_columns(path: Path, columns: dict[str, pd.DataFrame], styles: dict, title: str) -> None:
-    """Write a PNG with AUC above localisation AP for each table, whose rows have label, o2i, o2i_percent, chance_ap."""
-    canvas = Figure(figsize=(5.2 * len(columns) + 1.8, 6.6), dpi=110, layout="constrained")
-    axes = canvas.subplots(len(PANELS), len(columns), squeeze=False, sharex="col")
-    for column, (heading, table) in enumerate(columns.items()):
-        axes[0][column].set_title(heading, fontsize=10)
-        for line, metric in enumerate(PANELS):
-            draw_panel(axes[line][column], table, metric, styles)
-        axes[-1][column].set_xlabel("object-to-image ratio (%, mean of the positives)")
-    chance_known = any(table["chance_ap"].notna().any() for table in columns.values())
-    canvas.legend(handles=legend(styles, chance_known), loc="outside right center", frameon=False, fontsize=8)
-    canvas.suptitle(title, fontsize=8)
-    write_figure(path, canvas)
-
-
-def draw_panel(axis, table, metric: str, styles: dict) -> None:
-    """A metric against O2I: methods side by side at each size, seeds, mean and deviation; dotted where chance is."""
-    sizes = table.groupby("o2i")["o2i_percent"].mean().sort_values()
-    nearest = (sizes.to_numpy()[1:] / sizes.to_numpy()[:-1]).min(initial=WIDEST)
-    step = nearest ** (1 / (len(styles) + 1))  # factor of O2I from method to method
-    for place, (label, (colour, marker)) in enumerate(styles.items()):
-        for o2i, own in table[table["label"] == label].dropna(subset=metric).groupby("o2i"):
-            at = sizes[o2i] * step ** (place - (len(styles) - 1) / 2)
-            ends = at / step**0.4, at * step**0.4
-            seeds = at * step ** np.linspace(-0.25, 0.25, len(own)) if len(own) > 1 else [at]
-            axis.plot(seeds, own[metric], marker, color=colour, markersize=5, markeredgecolor="black", **EDGE)
-            deviation = np.nan_to_num(own[metric].std())
-            axis.errorbar(at, own[metric].mean(), deviation, color="black", capsize=2, linewidth=0.8, zorder=1)
-            axis.hlines(own[metric].mean(), *ends, color=colour, linewidth=2, zorder=1)
-            if metric == "localization_ap" and own["chance_ap"].notna().any():
-                axis.hlines(own["chance_ap"].mean(), *ends, color=colour, linestyle=":", linewidth=1.5)
-    if metric == "auc":
-        axis.axhline(CHANCE, color="grey", linewidth=0.8, linestyle="--", zorder=0)
-    axis.set(xscale="log", ylabel=PANELS[metric], ylim=(0.2, 1.03) if metric == "auc" else (-0.03, 1.03))
-    axis.set_xlim(sizes.min() / nearest**0.6, sizes.max() * nearest**0.6)
-    axis.set_xticks(sizes, [f"{size:.2g}" for size in sizes])
-    axis.minorticks_off()
-
-
-def legend(styles: dict, chance_known: bool) -> list[Line2D]:
-    """A marker for each method, and what dashes mean."""
-    entries = [
-        Line2D([], [], color=colour, marker=marker, linestyle="", markeredgecolor="black", label=label, **EDGE)
-        for label, (colour, marker) in styles.items()
-    ]
-    cells = [Line2D([], [], color="grey", linestyle=":", linewidth=1.5, label="random cell of its size")]
-    return [
-        *entries,
-        Line2D([], [], color="grey", linewidth=2, label="mean of the seeds"),
-        *(cells if chance_known else []),
-        Line2D([], [], color="grey", linestyle="--", linewidth=0.8, label="chance"),
-    ]

@@ -156,6 +156,9 @@ def test_a_continued_run_says_what_began_it(tmp_path):
     assert [config["epochs_in_all"] for config in found] == [1, 2, 3]
     assert "earlier" not in found[0]
     assert found[2]["earlier"] == [{name: config[name] for name in runfolder.CALL} for config in found[:2]]
+    (tmp_path / "config.json").write_text("")  # it only informs
+    fit(tmp_path, "-e", 4)
+    assert "earlier" not in json.loads((tmp_path / "config.json").read_text())
 
 
 def test_a_folder_of_another_configuration_is_refused_naming_the_flags(tmp_path):

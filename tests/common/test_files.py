@@ -155,3 +155,14 @@ def test_an_array_cut_short_or_of_another_shape_is_not_whole(tmp_path):
     for damaged in (content[:-1], content + b"0", content[:40], bytes(len(content)), b""):
         path.write_bytes(damaged)
         assert not files.is_whole(path, (3, 4))
+
+
+def test_what_holds_nothing_or_begins_as_ours_may_be_replaced(tmp_path):
+    path = tmp_path / "table.csv"
+    files.check_replaceable(path, b"a,b", "a table")
+    for content in (b"", b"a,b\n1,2\n"):
+        path.write_bytes(content)
+        files.check_replaceable(path, b"a,b", "a table")
+    path.write_bytes(b"mine")
+    with pytest.raises(BadInput, match=r"table\.csv: is there already and not a table"):
+        files.check_replaceable(path, b"a,b", "a table")

@@ -75,6 +75,43 @@ def test_runs_on_other_images_and_files_of_others_are_refused(tmp_path):
         compare(a, "--out", tmp_path)
 
 
+def test_images_of_equal_names_are_the_same_only_with_equal_labels_and_sizes(tmp_path):
+    """Canvases of every size have the same names."""
+    runs = [write_run(tmp_path / name) for name in "abc"]
+    for run, change in zip(
+        runs[1:], ({"o2i": lambda t: t["o2i"] / 4}, {"label": lambda t: 1 - t["label"]}), strict=True
+    ):
+        path = run / "scores" / "test.csv"
+        pd.read_csv(path).assign(**change).to_csv(path, index=False)
+    with pytest.raises(BadInput, match=r"its objects take 2\.50% of an image on average, 10\.00% in"):
+        compare(*runs[:2], "--out", tmp_path / "out")
+    with pytest.raises(BadInput, match="has 28 images, 0 of them among the 28"):
+        compare(*runs[::2], "--out", tmp_path / "out")
+
+
+def test_names_are_given_or_of_folders(tmp_path):
+    runs = [tmp_path / part / "run" for part in ("lr=0.1", "b")]
+    for run in runs:
+        run.parent.mkdir()
+        write_run(run)
+    with pytest.raises(BadInput, match="another run is called run too; give it a name, as NAME="):
+        compare(*runs, "--out", tmp_path / "out")
+    table = compare(f"x={runs[0]}", runs[1], "--out", tmp_path / "out")
+    assert list(dict.fromkeys(table["name"])) == ["x", "run"]
+    assert compare(runs[0], "--out", tmp_path / "out")["name"].unique().tolist() == ["run"]
+
+
+def test_tables_of_others_need_names_labels_and_scores_alone(tmp_path):
+    run = write_run(tmp_path / "run")
+    path = run / "scores" / "test.csv"
+    table = pd.read_csv(path)
+    table[["img_path", "label", "score"]].to_csv(path, index=False)
+    assert compare(run, "--out", tmp_path / "out")["o2i"].tolist() == ["all"]
+    table.assign(cell="x").to_csv(path, index=False)
+    with pytest.raises(BadInput, match=r"test\.csv: cell holds what is no number"):
+        compare(run, "--out", tmp_path / "out")
+
+
 def test_images_of_unknown_size_are_compared_as_a_whole(tmp_path):
     run = tmp_path / "run"
     run.mkdir()

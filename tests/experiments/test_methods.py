@@ -18,7 +18,7 @@ import train_mil
 import train_mnist
 from common import scores
 from common.errors import BadInput, WorkFailed
-from experiments import executors, method_runs, methods, run_experiments, runs
+from experiments import executors, method_runs, methods, run_experiments, runs, size_panels
 from experiments.stats import update_table
 from mil import finetune
 
@@ -46,7 +46,7 @@ def test_the_small_preset_has_the_runs_that_the_figure_promises():
     assert places["classifier", "max"] == everywhere
     for method in [("hnm", ""), *(("classifier", pooling) for pooling in ("mean", "logsumexp", "attention"))]:
         assert places[method] == {("nmnist", "19.1"), ("made", "1-10")}
-    assert len(methods.MARKERS) == len(methods.LABELS) == len(set(methods.LABELS))
+    assert len(size_panels.styles(methods.LABELS)) == len(methods.LABELS) == len(set(methods.LABELS))
 
 
 def test_the_small_preset_takes_eight_hours_of_two_cores_at_most():
