@@ -276,13 +276,11 @@ def test_small_training_sets_train_longer(tmp_path, monkeypatch):
 
 
 def test_evaluation_leaves_no_gradient_and_weights_images_not_batches(tmp_path):
-    args = make_args(tmp_path)
-    model = make_model(args)
-    cpu = torch.device("cpu")
-    loss = {}
+    model, loss = make_model(make_args(tmp_path)).double(), {}
     for b in (7, 32):
-        loss[b] = train.evaluate(model, make_loaders(make_args(tmp_path, "-b", b)).evaluation["eval"], cpu)["loss"]
-    assert loss[7] == pytest.approx(loss[32], rel=1e-5)  # of a last batch of 4 beside one of 32
+        batches = make_loaders(make_args(tmp_path, "-b", b), dtype=torch.float64).evaluation["eval"]
+        loss[b] = train.evaluate(model, batches, CPU)["loss"]
+    assert loss[7] == pytest.approx(loss[32], rel=1e-6)
     assert all(p.grad is None for p in model.parameters())
 
 

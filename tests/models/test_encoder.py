@@ -43,10 +43,10 @@ def test_the_counts_are_those_of_hnm_wsi():
 
 
 def test_training_and_use_compute_the_same_with_instance_norm():
-    encoder, images = small(), torch.rand(3, 3, 64, 64)
+    encoder, images = small().double(), torch.rand(3, 3, 64, 64, dtype=torch.float64)
     torch.testing.assert_close(encoder.train()(images), encoder.eval()(images))
     alone = torch.cat([encoder(image[None]) for image in images])
-    torch.testing.assert_close(encoder(images), alone, rtol=1e-4, atol=1e-4)  # another batch, other kernels
+    torch.testing.assert_close(encoder(images), alone)
     assert encoder.project(images).shape == (3, 256)
 
 
