@@ -1,6 +1,7 @@
 """What every command shares: flags whose help shows defaults, one-line errors, exit codes, progress."""
 
 import argparse
+import contextlib
 import errno
 import multiprocessing
 import os
@@ -230,6 +231,8 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def _complain(message, code):
+    with contextlib.suppress(OSError):  # of a full disk, which may be what the message says
+        print(end="", flush=True)  # first what was said before: a log that holds both streams ends with the reason
     print(f"{Path(sys.argv[0]).name}: {plain_line(message)}", file=sys.stderr)
     return code
 

@@ -230,3 +230,10 @@ def test_a_share_lies_between_0_and_1():
     for wrong in ("-0.1", "1.01", "50%", "nan", "inf", ""):
         with pytest.raises(argparse.ArgumentTypeError, match="expected a share from 0 to 1, got"):
             cli.share(wrong)
+
+
+def test_a_log_of_both_streams_ends_with_the_reason(tmp_path):
+    """Stdout is buffered where it is no terminal, stderr is not."""
+    script = "def main():\n    print('a notice')\n    raise cli.BadInput('the reason')\ncli.run(main)"
+    shell("env -u PYTHONUNBUFFERED {} > log 2>&1", tmp_path, script)
+    assert (tmp_path / "log").read_text().splitlines() == ["a notice", "job.py: the reason"]
