@@ -63,8 +63,8 @@ def main(argv=None):
         explain(model, data, maps, device, args, scale)
         draw_pictures(data, maps, args.overlays)
         report(maps, data, args.split)
-        zero = 0.0  # of logit 1 minus logit 0
-        scores.write(args.logdir, args.split, maps.rows, zero, of_checkpoint=settings["checkpoint"])
+        threshold = 0.0  # of logit 1 minus logit 0
+        scores.write(args.logdir, args.split, maps.rows, threshold, settings["checkpoint"])
         maps.publish()
     print(f"scores of {args.split} by object size in {args.logdir / 'scores'}")
     print(f"maps, overlays, pred.csv and contact_sheet.png in {maps.target}")

@@ -134,10 +134,11 @@ def is_whole(path: Path, shape: tuple[int | None, ...], dtype=None) -> bool:
     return fits and dtype in (None, array.dtype) and path.stat().st_size == array.offset + array.nbytes
 
 
-def check_folder(path: Path, flag: str) -> None:
-    """BadInput when a flag's folder is none."""
+def check_folder(path: Path, flag: str = "") -> None:
+    """BadInput when a folder, the value of a flag where there is one, is none."""
     if not path.is_dir():
-        raise BadInput(f"{flag} {path}: " + ("a file, expected a folder" if path.exists() else "no such folder"))
+        found = "a file, expected a folder" if path.exists() else "no such folder"
+        raise BadInput(f"{flag} {path}: {found}".lstrip())
 
 
 def check_target(path: Path) -> None:

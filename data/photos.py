@@ -43,8 +43,7 @@ def list_images(folder: Path, extensions: tuple[str, ...] = EXTENSIONS, empty: b
     BadInput when it is none or, unless it may be empty, has none.
     """
     folder = Path(folder)
-    if not folder.is_dir():
-        raise BadInput(f"{folder}: " + ("a file, expected a folder" if folder.exists() else "no such folder"))
+    check_folder(folder)
     found = [path for path in files_below(folder, extensions) if not path.name.endswith("_seg.npy")]
     names = sorted(path.relative_to(folder).as_posix() for path in found)
     if not names and not empty:

@@ -53,10 +53,11 @@ def main(argv=None):
     check_replaceable(picture, b"\x89PNG", "a PNG")
     tables = read_scores(with_names(args.runs), args.split)
     flags = read_near_duplicates(args.audit, args.split) if args.audit else None
-    for run, own in ((run, own) for (_, run), own in tables.items() if flags is not None):
-        lost = own["img_path"][~own["img_path"].isin(list(flags))]
-        if len(lost):
-            raise BadInput(f"--audit {args.audit}: has no {args.split} image {lost.iloc[0]}, which {run} scored")
+    scored = set(next(iter(tables.values()))["img_path"])  # the same by all
+    if flags is not None and not scored <= flags.keys():
+        raise BadInput(
+            f"--audit {args.audit}: has no {args.split} image {min(scored - flags.keys())}, which was scored"
+        )
     rows = [row for (name, run), own in tables.items() for row in rows_of(name, run, own, flags)]
     make_folder(args.out)
     write_csv(table, rows, COLUMNS)
@@ -111,7 +112,10 @@ def _refuse_other_images(path, table, first_path, first):
 
 
 def rows_of(name: str, run: Path, table: pd.DataFrame, flags: dict[str, bool] | None) -> list[dict]:
-    """A run's lines: all images, then each range of O2I that has scores."""
+    """A run's lines: all images, then each range of O2I that has scores.
+
+    Args: flags: image -> whether it has a near-duplicate in training; None without an audit.
+    """
     images = table.astype(object).where(table.notna(), None).to_dict("records")
     fresh = [row for row in images if flags is not None and not flags[row["img_path"]]]
     without, rows = _parts(fresh), []
